@@ -1,0 +1,1 @@
+"""The `shotstream` command line; one file per group of commands."""

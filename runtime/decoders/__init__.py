@@ -1,0 +1,1 @@
+"""Video autoencoders: latents to pixels, streaming, and pixels to latents for the context frames."""

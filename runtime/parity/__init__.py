@@ -1,0 +1,1 @@
+"""Checks of the mathematics against recorded reference vectors."""

@@ -1,0 +1,1 @@
+"""Where frames go: files, previews; each sink implements the protocol in `base`."""

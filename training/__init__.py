@@ -1,0 +1,1 @@
+"""The training room: story world, losses, stages, recipes and metrics."""

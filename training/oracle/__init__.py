@@ -1,0 +1,1 @@
+"""Readers that tell what a frame shows: the judges of the embedded model."""

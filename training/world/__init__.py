@@ -1,0 +1,1 @@
+"""The procedural story world: stories and captions from seeds, and the pictures that go with them."""
