@@ -1,1 +1,1 @@
-"""The transformer, its caches, schedule and context choice: tensors only, no sessions and no captions as text."""
+"""Tensors, not sessions: the transformer, its rotary tables, noise schedule, caches and the chunk loop's mathematics."""

@@ -1,0 +1,8 @@
+"""Errors that a user can cause, and nothing else."""
+
+
+class UserError(Exception):
+    """Something the user can put right: one clear sentence with what is wrong, where, and what to do.
+
+    The command line prints it on stderr and exits with 2, without a traceback.
+    """

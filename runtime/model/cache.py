@@ -1,0 +1,105 @@
+"""Keys and values: the dual cache of inference and the functional cache of training. Addresses, not captions.
+
+Both answer one question of a transformer layer: given this pass's rotated keys and its values, what is attended over?
+Source: algorithm.md sections 3.1 to 3.3 and 3.6; reference ``wan/modules/causal_model.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from shotstream.runtime.config import DiTConfig
+from shotstream.runtime.errors import UserError
+
+
+class KeyStore(Protocol):
+    """What self-attention needs to know of a cache."""
+
+    def extend(self, layer: int, k_BLHK: Tensor, v_BLHK: Tensor) -> tuple[Tensor, Tensor]:
+        """Take this pass's rotated keys and values; return all keys and values to attend over."""
+        ...
+
+
+class DualCache:
+    """One buffer per layer, ``[B, (context + local) * T, heads, head_dim]``, allocated once and written in place.
+
+    The first ``context_frames`` frames are the global cache (written once per shot), the rest is the local cache of the
+    running shot. Past ``local_frames`` the local part is a ring behind ``sink_frames`` frames that stay: the slot order does
+    not matter to attention because keys are stored rotated.
+    """
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        tokens_per_frame: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch: int = 1,
+    ) -> None:
+        frames = config.context_frames + config.local_frames
+        shape = (batch, frames * tokens_per_frame, config.heads, config.head_dim)
+        self.config = config
+        self.tokens_per_frame = tokens_per_frame
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all buffers."""
+        return sum(t.numel() * t.element_size() for t in (*self.k, *self.v))
+
+    def context(self) -> KeyStore:
+        """Writer of the global cache: the context frames see only one another."""
+        tokens = self.config.context_frames * self.tokens_per_frame
+        return _Slot(self, 0, tokens, tokens)
+
+    def chunk(self, start_frame: int, frames: int | None = None) -> KeyStore:
+        """Writer of one chunk that starts at latent frame ``start_frame`` of the shot; it sees the filled prefix.
+
+        Every pass of a chunk writes the same slots, so the last one (the clean pass) is what later chunks see.
+        """
+        c, per_frame = self.config, self.tokens_per_frame
+        frames = c.chunk_frames if frames is None else frames
+        slot = start_frame
+        if start_frame >= c.local_frames:
+            slot = c.sink_frames + (start_frame - c.sink_frames) % (c.local_frames - c.sink_frames)
+        if slot + frames > c.local_frames:
+            raise UserError(
+                f"a chunk of {frames} frames at frame {start_frame} does not fit the local cache of {c.local_frames} frames; "
+                f"use chunks of {c.chunk_frames}"
+            )
+        filled = min(start_frame + frames, c.local_frames)
+        begin = (c.context_frames + slot) * per_frame
+        return _Slot(self, begin, begin + frames * per_frame, (c.context_frames + filled) * per_frame)
+
+
+class _Slot:
+    def __init__(self, cache: DualCache, begin: int, end: int, visible: int) -> None:
+        self.cache, self.begin, self.end, self.visible = cache, begin, end, visible
+
+    def extend(self, layer: int, k_BLHK: Tensor, v_BLHK: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = self.cache.k[layer], self.cache.v[layer]
+        k[:, self.begin : self.end].copy_(k_BLHK)
+        v[:, self.begin : self.end].copy_(v_BLHK)
+        return k[:, : self.visible], v[:, : self.visible]
+
+
+class RecordingKeys:
+    """Functional cache of training: attends over given past keys plus its own, and remembers its own per layer."""
+
+    def __init__(self, past: list[tuple[Tensor, Tensor]] | None = None) -> None:
+        self.past = past
+        self.own: list[tuple[Tensor, Tensor]] = []
+
+    def extend(self, layer: int, k_BLHK: Tensor, v_BLHK: Tensor) -> tuple[Tensor, Tensor]:
+        """Concatenate past and own along tokens; layers must come in order, as a forward does."""
+        if layer == 0:
+            self.own = []
+        self.own.append((k_BLHK, v_BLHK))
+        if self.past is None:
+            return k_BLHK, v_BLHK
+        past_k, past_v = self.past[layer]
+        return torch.cat([past_k, k_BLHK], dim=1), torch.cat([past_v, v_BLHK], dim=1)
