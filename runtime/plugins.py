@@ -1,8 +1,9 @@
 """Plugins: what a slot's factory takes and gives, the registry that holds them, and the hooks.
 
-A plugin is an object with a `name` and `build(registry)`; `build` registers factories by slot and name and subscribes
-to hooks. Importing a module registers nothing: the list of plugins is explicit and ordered, and third parties add
-theirs through the entry-point group `shotstream.plugins`. This file knows no model, no session and no command line.
+A plugin is an object with a `name` and `build(registry)`; `build` registers factories by slot and name and
+subscribes to hooks. Importing a module registers nothing: the list of plugins is explicit and ordered, and third
+parties add theirs through the entry-point group `shotstream.plugins`. This file knows no model, no session and no
+command line.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -29,7 +31,7 @@ ENTRY_POINT_GROUP = "shotstream.plugins"
 
 SLOTS: Mapping[str, str] = {
     "model": "factory(ModelRequest) -> ModelParts: configuration, weights, text encoder, decoder",
-    "attention": "factory() -> callable(q_BLHD, k_BSHD, v_BSHD, mask_LS | None) -> out_BLHD, softmax scale 1/sqrt(D)",
+    "attention": "factory() -> callable(q_BLHD, k_BSHD, v_BSHD, mask_LS | None) -> out_BLHD, scale 1/sqrt(D)",
     "engine": "factory(EngineRequest) -> shotstream.runtime.engine.Engine",
     "decoder": "factory(ModelRequest) -> Decoder: streaming latents to pixels, frames to latents",
     "text": "factory(ModelRequest) -> TextEncoder: captions to embeddings",
@@ -53,13 +55,13 @@ HOOKS: Mapping[str, str] = {
 """Hook name -> the arguments its callbacks are called with."""
 
 
-# ---------------------------------------------------------------------------------------------- slot interfaces
+# ---------------------------------------------------------------------------------- slot interfaces
 @runtime_checkable
 class TextEncoder(Protocol):
     """Captions to embeddings. Rows beyond a caption's tokens are zero; captions do not influence each other.
 
-    An encoder that cannot hold a caption in `text_len` rows raises `UserError` rather than cutting it: the end of a
-    caption is its shot part, so cutting would silently drop what the user asked for.
+    An encoder that cannot hold a caption in `text_len` rows raises `UserError` rather than cutting it: the end of
+    a caption is its shot part, so cutting would silently drop what the user asked for.
     """
 
     text_len: int
@@ -74,17 +76,12 @@ class TextEncoder(Protocol):
 class Decoder(Protocol):
     """Latents to pixels (streaming, per chunk) and single frames to latents. Pixels are in [-1, 1]."""
 
-    latent_shape: tuple[int, int, int]
-    """(channels, height, width) of one latent frame."""
-    frame_size: tuple[int, int]
-    """(height, width) of one decoded pixel frame."""
-
     def new_stream(self, batch: int) -> Any:
         """Return the state of a new shot's stream; a stream is used for one shot only."""
         ...
 
     def decode_chunk(self, z_BFCHW: Tensor, stream: Any) -> Tensor:
-        """Return pixels [B, f, 3, H, W] clamped to [-1, 1]: f = 1 + 4 (F - 1) at a shot's start, 4 F later."""
+        """Return pixels [B, f, 3, H, W] clamped to [-1, 1]: f = 4 F - 3 at a shot's start, 4 F later."""
         ...
 
     def encode_frames(self, frames_NCHW: Tensor) -> Tensor:
@@ -99,7 +96,7 @@ class ModelRequest:
     device: torch.device
     dtype: torch.dtype
     weights: str | Path = "default"
-    """"default": what the preset ships or has fetched; "random": no files needed; else a folder with the files."""
+    """"default": what the preset ships or has fetched; "random": no files needed; else a folder with files."""
     seed: int = 0
     """Seed of random weights."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -116,7 +113,11 @@ class ModelParts:
     text: TextEncoder
     decoder: Decoder
     weights_hash: str
-    """SHA-256 (hex) of all weights; a snapshot is refused by a runtime with another one. See `hash_weights`."""
+    """SHA-256 (hex) of all weights: a snapshot is refused by a runtime with another one."""
+    latent_shape: tuple[int, int, int]
+    """(channels, height, width) of one latent frame."""
+    frame_size: tuple[int, int]
+    """(height, width) of one decoded pixel frame."""
     frames_per_second: int = 16
     default_chunks: int = 7
     """Chunks of a shot whose length the caller does not give."""
@@ -143,7 +144,7 @@ class Plugin(Protocol):
         ...
 
 
-# ---------------------------------------------------------------------------------------------- registry
+# ---------------------------------------------------------------------------------- registry
 @dataclass(frozen=True)
 class PluginState:
     """How one plugin fared, for `shotstream plugins`."""
@@ -171,8 +172,8 @@ class _Registrations:
 class Registry:
     """Factories by slot and name, and hook subscribers, of an ordered list of plugins.
 
-    Plugins are given as objects, classes' import strings ("package.module:Attribute") or both. One that fails to
-    import or build is remembered with its reason and the rest go on; `require` turns that into an error.
+    Plugins are given as objects or as import strings ("package.module:Attribute"). One that fails to import or
+    build is remembered with its reason and the rest go on; `require` turns that into an error.
     """
 
     def __init__(self, plugins: Iterable[Plugin | str] = (), *, entry_points: bool = False) -> None:
@@ -200,7 +201,8 @@ class Registry:
             if point.value in known:  # already in the explicit list, which fixes its place
                 continue
             package = point.dist.name if point.dist else "unknown package"
-            self._build(point.name, f"{point.value} ({package})", lambda point=point: _as_plugin(point.load()))
+            origin = f"{point.value} ({package})"
+            self._build(point.name, origin, partial(_load_entry_point, point))
 
     def _build(self, name: str, origin: str, load: Callable[[], Any]) -> None:
         self._building = _Registrations()
@@ -226,7 +228,7 @@ class Registry:
 
     # -- what a plugin calls in its build
     def register(self, slot: str, name: str, factory: Callable[..., Any]) -> None:
-        """Offer `factory` as `name` in `slot`; raises UserError for an unknown slot or a name already taken."""
+        """Offer `factory` as `name` in `slot`; UserError for an unknown slot or a name that is taken."""
         if self._building is None:
             raise UserError("plugins register in their build(registry) only")
         if slot not in SLOTS:
@@ -289,6 +291,10 @@ def _listed(names: Iterable[str]) -> str:
 def _as_plugin(loaded: Any) -> Any:
     """Accept a plugin object or a class that makes one without arguments."""
     return loaded() if isinstance(loaded, type) else loaded
+
+
+def _load_entry_point(point: metadata.EntryPoint) -> Any:
+    return _as_plugin(point.load())
 
 
 def _import_plugin(path: str) -> Any:
