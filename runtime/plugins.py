@@ -1,9 +1,9 @@
 """Plugins: what a slot's factory takes and gives, the registry that holds them, and the hooks.
 
 A plugin is an object with a `name` and `build(registry)`; `build` registers factories by slot and name and
-subscribes to hooks. Importing a module registers nothing: the list of plugins is explicit and ordered, and third
-parties add theirs through the entry-point group `shotstream.plugins`. This file knows no model, no session and no
-command line.
+subscribes to hooks. Importing a module registers nothing: the list of plugins is explicit and ordered, and
+third parties add theirs through the entry-point group `shotstream.plugins`. This file knows no model, no
+session and no command line.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ HOOKS: Mapping[str, str] = {
 class TextEncoder(Protocol):
     """Captions to embeddings. Rows beyond a caption's tokens are zero; captions do not influence each other.
 
-    An encoder that cannot hold a caption in `text_len` rows raises `UserError` rather than cutting it: the end of
-    a caption is its shot part, so cutting would silently drop what the user asked for.
+    An encoder that cannot hold a caption in `text_len` rows raises `UserError` rather than cutting it: the end
+    of a caption is its shot part, so cutting would silently drop what the user asked for.
     """
 
     text_len: int
@@ -96,7 +96,7 @@ class ModelRequest:
     device: torch.device
     dtype: torch.dtype
     weights: str | Path = "default"
-    """"default": what the preset ships or has fetched; "random": no files needed; else a folder with files."""
+    """"default": what the preset ships or has fetched; "random": no files needed; else a folder."""
     seed: int = 0
     """Seed of random weights."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -172,8 +172,8 @@ class _Registrations:
 class Registry:
     """Factories by slot and name, and hook subscribers, of an ordered list of plugins.
 
-    Plugins are given as objects or as import strings ("package.module:Attribute"). One that fails to import or
-    build is remembered with its reason and the rest go on; `require` turns that into an error.
+    Plugins are given as objects or as import strings ("package.module:Attribute"). One that fails to import
+    or build is remembered with its reason and the rest go on; `require` turns that into an error.
     """
 
     def __init__(self, plugins: Iterable[Plugin | str] = (), *, entry_points: bool = False) -> None:
