@@ -60,8 +60,8 @@ HOOKS: Mapping[str, str] = {
 class TextEncoder(Protocol):
     """Captions to embeddings. Rows beyond a caption's tokens are zero; captions do not influence each other.
 
-    An encoder that cannot hold a caption in `text_len` rows raises `UserError` rather than cutting it: the end
-    of a caption is its shot part, so cutting would silently drop what the user asked for.
+    An encoder that cannot hold a caption in `text_len` rows raises `UserError` rather than cutting it: the
+    end of a caption is its shot part, so cutting would silently drop what the user asked for.
     """
 
     text_len: int
