@@ -25,7 +25,7 @@ test: $(VENV)/.made-dev links ## make the environment and run every check: ruff,
 	[ $$tests = 0 ] && [ $$lint = 0 ]
 
 lint: $(VENV)/.made-dev links ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q . && $(BIN)/mypy
+	@$(BIN)/ruff check . && $(BIN)/mypy
 
 bench: $(VENV)/.made-play ## measure the embedded model on this machine
 	@mkdir -p $(OUT)

@@ -24,7 +24,6 @@ MAX_FILE_BYTES = 1 << 20
 _STORY_KEYS = ("global_caption", "cast", "shots")
 _SHOT_KEYS = ("caption", "chunks")
 _CAST_NAME = re.compile(r"\{([^{}]*)\}")
-_NO_CAST: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Story:
     name: str
     global_caption: str
     shots: tuple[StoryShot, ...]
-    cast: Mapping[str, str] = field(default=_NO_CAST)
+    cast: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def total_shots(self) -> int | None:
