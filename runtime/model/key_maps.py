@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
-from ..errors import UserError
+from shotstream.runtime.errors import UserError
 
 StateDict = dict[str, torch.Tensor]
 
