@@ -57,7 +57,7 @@ def teacher_loss(
 
 
 def block_causal_mask(context_frames: int, frames: int, chunk: int, tokens: int, device: torch.device) -> Tensor:
-    """[L, L] bool, True = may attend: context sees itself; a target frame sees the context and all blocks up to its own."""
+    """[L, L] bool, True = may attend: context sees itself, a block sees context, earlier blocks and itself."""
     target_block = torch.arange(frames, device=device) // chunk + 1
     block = torch.cat([torch.zeros(context_frames, dtype=target_block.dtype, device=device), target_block])
     block = block.repeat_interleave(tokens)

@@ -105,6 +105,7 @@ def self_forcing_rollout(
         raise ValueError(f"exit step {exit_step} is not one of the {len(steps)} denoising steps")
     context = conditioning.context_BFCHW
     zero = torch.zeros((), device=context.device)
+    steps = steps.to(context.device)
     seen = steps.bfloat16().float() if settings.round_timesteps else steps
 
     with torch.set_grad_enabled(with_gradient):
