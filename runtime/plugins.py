@@ -58,17 +58,17 @@ HOOKS: Mapping[str, str] = {
 # ---------------------------------------------------------------------------------- slot interfaces
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Captions to embeddings. Rows beyond a caption's tokens are zero; captions do not influence each other.
+    """Captions to embeddings. Rows beyond a caption's tokens are zero; captions do not influence each other."""
 
-    An encoder that cannot hold a caption in `text_len` rows raises `UserError` rather than cutting it: the
-    end of a caption is its shot part, so cutting would silently drop what the user asked for.
-    """
+    def tokens(self, caption: str) -> int:
+        """How many rows the caption needs. Sessions refuse a caption that needs more than `text_len` rows.
 
-    text_len: int
-    text_dim: int
+        `encode` would cut it at its end, which is its shot part: what the user has just asked for.
+        """
+        ...
 
     def encode(self, captions: list[str]) -> Tensor:
-        """Return float [N, text_len, text_dim] on the encoder's device."""
+        """Return [N, text_len, text_dim] on the encoder's device."""
         ...
 
 

@@ -1,0 +1,174 @@
+"""The runtime: a model, an engine and plugins, put together once; it opens any number of sessions.
+
+It loads and connects; it makes no frames itself. `Runtime("tiny")` is all that most callers need.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shotstream.runtime import snapshot as snapshots
+from shotstream.runtime.engine import Engine
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.noise import check_seed
+from shotstream.runtime.plugins import EngineRequest, ModelParts, ModelRequest, Plugin, PluginState, Registry
+from shotstream.runtime.presets import DEFAULT_PLUGINS
+from shotstream.runtime.session import Session
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How a runtime is put together. Every name is one that a plugin has registered.
+
+    weights: "default", "random" (no files; for tests and benchmarks) or a folder. dtype None: float32 on a CPU,
+    bfloat16 on a GPU. plugins None: ours and those of installed packages; otherwise exactly these, in this order,
+    as objects or as "package.module:Class". required: plugins without which the runtime is refused.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype | None = None
+    engine: str = "eager"
+    attention: str | None = None
+    weights: str | Path = "default"
+    weights_seed: int = 0
+    plugins: Sequence[Plugin | str] | None = None
+    required: Collection[str] = ()
+    model_options: Mapping[str, Any] | None = None
+
+
+def assemble_registry(plugins: Sequence[Plugin | str] | None = None) -> Registry:
+    """The plugins of a runtime, without loading a model: what `shotstream plugins` shows."""
+    if plugins is None:
+        return Registry(DEFAULT_PLUGINS, entry_points=True)
+    return Registry(plugins)
+
+
+class Runtime:
+    """A loaded model with its engine and plugins. Raises UserError for anything that is not there or does not fit."""
+
+    def __init__(self, preset: str = "tiny", options: RuntimeOptions | None = None, **changes: Any) -> None:
+        """`Runtime("tiny", device="cuda")`: keyword arguments are fields of `RuntimeOptions`."""
+        try:
+            options = replace(options or RuntimeOptions(), **changes)
+        except TypeError:
+            known = ", ".join(RuntimeOptions.__dataclass_fields__)
+            raise UserError(f"unknown runtime option among {', '.join(changes)}; there is {known}") from None
+        self.options = options
+        self.registry = assemble_registry(options.plugins)
+        self.registry.require(options.required)
+        self.device = _device(options.device)
+        self.dtype = options.dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        make_model = self.registry.factory("model", preset)
+        make_engine = self.registry.factory("engine", options.engine)
+        make_attention = options.attention and self.registry.factory("attention", options.attention)
+        self.parts: ModelParts = make_model(
+            ModelRequest(
+                device=self.device,
+                dtype=self.dtype,
+                weights=options.weights,
+                seed=options.weights_seed,
+                options=options.model_options or {},
+            )
+        )
+        self.engine: Engine = make_engine(
+            EngineRequest(
+                parts=self.parts,
+                device=self.device,
+                dtype=self.dtype,
+                attention=make_attention() if make_attention else None,
+            )
+        )
+        self._sessions: list[Session] = []
+        self._spare_states: list[Any] = [self.engine.new_state()]  # a first session then opens without waiting
+        self._closed = False
+
+    @property
+    def identity(self) -> snapshots.ModelIdentity:
+        """What a snapshot must agree with."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return snapshots.ModelIdentity(self.parts.name, self.parts.weights_hash, dtype)
+
+    def open(self, global_caption: str = "", *, seed: int = 0) -> Session:
+        """Open a session; the same seed and captions give the same film. Raises UserError for an impossible seed."""
+        return self._started(Session(self._checked(), check_seed(seed), global_caption))
+
+    def restore(self, data: bytes) -> Session:
+        """Continue a session from its snapshot; raises UserError with the reason if it cannot be used."""
+        return self.resume(snapshots.unpack(data, self.identity, self.parts.latent_shape))
+
+    def resume(self, saved: snapshots.SavedSession) -> Session:
+        """Continue a session from its saved state."""
+        for shot in saved.history.shots:
+            shot.latents = {frame: latent.to(self.device) for frame, latent in shot.latents.items()}
+        session = Session(self._checked(), saved.seed, saved.global_caption, history=saved.history)
+        session.shots_begun = saved.shots_begun
+        session.frames_made = saved.frames_made
+        return self._started(session)
+
+    def describe(self) -> Sequence[PluginState]:
+        """Every plugin with its origin, state and what it provides."""
+        return self.registry.describe()
+
+    def close(self) -> None:
+        """Close the open sessions and tell the plugins; a second call does nothing."""
+        if self._closed:
+            return
+        for session in tuple(self._sessions):
+            session.close()
+        self.registry.call_hook("on_shutdown", self)
+        self._spare_states.clear()
+        self._closed = True
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -------------------------------------------------------------------------------- for sessions
+    def take_state(self) -> Any:
+        """A session's caches: spare ones if there are any, so that memory does not grow with every session."""
+        return self._spare_states.pop() if self._spare_states else self.engine.new_state()
+
+    def release(self, session: Session, state: Any) -> None:
+        """Take back a closed session's caches."""
+        self._spare_states.append(state)
+        self._sessions.remove(session)
+        self.registry.call_hook("on_session_close", session)
+
+    def _started(self, session: Session) -> Session:
+        self._sessions.append(session)
+        self.registry.call_hook("on_session_open", session)
+        return session
+
+    def _checked(self) -> Runtime:
+        if self._closed:
+            raise UserError("this runtime is closed; make a new one")
+        return self
+
+
+def preset_names(plugins: Iterable[Plugin | str] | None = None) -> list[str]:
+    """Models that can be asked for by name."""
+    return assemble_registry(None if plugins is None else list(plugins)).names("model")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"there is no device '{name}'; use cpu, cuda or cuda:0") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device '{name}' is not supported; use cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here, or this torch was built without CUDA; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device '{name}'; this machine has {torch.cuda.device_count()}")
+    return device
