@@ -88,15 +88,15 @@ class WanVAE(nn.Module):
 
     def __init__(
         self,
-        autoencoder: nn.Module,
+        autoencoder: Any,
         mean: tuple[float, ...] = LATENT_MEAN,
         std: tuple[float, ...] = LATENT_STD,
     ) -> None:
         super().__init__()
-        self.autoencoder: Any = autoencoder
+        self.autoencoder = autoencoder
         self._norm = _Norm.of(mean, std)
-        self._decoder_slots = _causal_convolutions(self.autoencoder.decoder)
-        self._encoder_slots = _causal_convolutions(self.autoencoder.encoder)
+        self._decoder_slots = _causal_convolutions(autoencoder.decoder)
+        self._encoder_slots = _causal_convolutions(autoencoder.encoder)
 
     @property
     def dtype(self) -> torch.dtype:
