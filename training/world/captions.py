@@ -6,6 +6,7 @@ clause order so that a text encoder trained on them understands people. Hidden a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -59,7 +60,8 @@ TIME_SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 PREPOSITIONS = {"meadow": "in", "forest": "in", "beach": "on", "desert": "in", "snowfield": "on", "city": "in"}
 
-GLOBAL_WORDS, SHOT_WORDS = 25, 19  # together at most 44 words
+# In words, full stops and colons; with "shot0:" in between a full caption fits the 48 rows of the text encoder.
+GLOBAL_LENGTH, SHOT_LENGTH = 27, 19
 
 GLOBAL_TEMPLATES = (
     "A story about {heroes}. Setting: {place} {time}.",
@@ -105,15 +107,15 @@ def paraphrased(story: Story, seed: int) -> tuple[str, list[str]]:
     """The same story worded freely: (global caption, shot captions). Deterministic in (story, seed)."""
     rng = np.random.default_rng([story.seed & 0x7FFFFFFF, seed & 0x7FFFFFFF, 3])
     say = _Speaker(rng)
-    whole = _within(GLOBAL_WORDS, lambda: say.story(story))
-    return whole, [_within(SHOT_WORDS, partial(say.shot, story, k)) for k in range(len(story.shots))]
+    whole = _within(GLOBAL_LENGTH, lambda: say.story(story))
+    return whole, [_within(SHOT_LENGTH, partial(say.shot, story, k)) for k in range(len(story.shots))]
 
 
-def _within(words: int, draw: Callable[[], str]) -> str:
+def _within(length: int, draw: Callable[[], str]) -> str:
     """Draws until the wording is short enough; the short templates always are."""
     while True:
         caption = draw()
-        if len(caption.split()) <= words:
+        if len(re.findall(r"[\w-]+|[.:]", caption)) <= length:
             return caption
 
 
