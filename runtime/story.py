@@ -72,14 +72,14 @@ def load_story(path: Path) -> Story:
     name = str(path)
     try:
         if path.is_dir():
-            raise UserError(f"{name} is a folder; give a story file (.yaml or plain text), or - for standard input.")
+            raise UserError(f"{name} is a folder; give a story file (.yaml or plain text), or - for standard input")
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"{name} is larger than 1 MiB; that is not a story file.")
+            raise UserError(f"{name} is larger than 1 MiB; that is not a story file")
         data = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"There is no story file {name}.") from None
+        raise UserError(f"there is no story file {name}") from None
     except OSError as error:
-        raise UserError(f"The story file {name} cannot be read: {error.strerror or error}.") from None
+        raise UserError(f"the story file {name} cannot be read: {error.strerror or error}") from None
     text = _decode(data, name)
     if path.suffix.lower() in (".yaml", ".yml"):
         return parse_yaml(text, name)
@@ -91,9 +91,9 @@ def parse_text(text: str, name: str) -> Story:
     lines = [(number, _tidy(line)) for number, line in enumerate(text.splitlines(), start=1)]
     lines = [(number, line) for number, line in lines if line]
     if not lines:
-        raise UserError(f"{name} is empty; the first line is the global caption, each further line one shot.")
+        raise UserError(f"{name} is empty; the first line is the global caption, each further line one shot")
     if len(lines) == 1:
-        raise UserError(f"{name} has a global caption but no shots; write one line for each shot under it.")
+        raise UserError(f"{name} has a global caption but no shots; write one line for each shot under it")
     shots = tuple(StoryShot(caption=line, line=number) for number, line in lines[1:])
     return Story(name=name, global_caption=lines[0][1], shots=shots)
 
@@ -105,22 +105,22 @@ def parse_yaml(text: str, name: str) -> Story:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}, line {mark.line + 1}" if mark else name
-        raise UserError(f"{where}: this is not valid yaml: {error.problem or error.context}.") from None
+        raise UserError(f"{where}: this is not valid yaml: {error.problem or error.context}") from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{name} is not valid yaml: {' '.join(str(error).split()) or 'nested too deeply'}.") from None
+        raise UserError(f"{name} is not valid yaml: {' '.join(str(error).split()) or 'nested too deeply'}") from None
     if root is None:
-        raise UserError(f"{name} is empty; a story needs global_caption and shots.")
+        raise UserError(f"{name} is empty; a story needs global_caption and shots")
     top = _mapping(root, name, "a story", _STORY_KEYS)
     if "global_caption" not in top:
-        raise UserError(f"{name} has no global_caption; it is the sentence that every shot shares.")
+        raise UserError(f"{name} has no global_caption; it is the sentence that every shot shares")
     if "shots" not in top:
-        raise UserError(f"{name} has no shots; a story needs at least one.")
+        raise UserError(f"{name} has no shots; a story needs at least one")
     cast = _cast(top["cast"], name) if "cast" in top else {}
     shots_node = top["shots"]
     if not isinstance(shots_node, yaml.SequenceNode):
-        raise UserError(f"{_at(shots_node, name)}: shots must be a list of entries with a caption.")
+        raise UserError(f"{_at(shots_node, name)}: shots must be a list of entries with a caption")
     if not shots_node.value:
-        raise UserError(f"{_at(shots_node, name)}: the story has 0 shots; write at least one.")
+        raise UserError(f"{_at(shots_node, name)}: the story has 0 shots; write at least one")
     return Story(
         name=name,
         global_caption=_caption(top["global_caption"], name, "global_caption", cast),
@@ -148,7 +148,7 @@ def check_length(
     if count > limit:
         raise UserError(
             f"{source.name}, line {shot.line}: the caption of shot {index + 1} has {count} tokens together with the "
-            f"global caption ({len(full.split())} words), but this model reads at most {limit}; shorten one of them."
+            f"global caption ({len(full.split())} words), but this model reads at most {limit}; shorten one of them"
         )
 
 
@@ -187,7 +187,7 @@ class LiveStory:
                 self._lines.put(None)
                 return None
             if isinstance(item, OSError):
-                raise UserError(f"{self.name} cannot be read: {item.strerror or item}.")
+                raise UserError(f"{self.name} cannot be read: {item.strerror or item}")
             number, raw = item
             line = _tidy(_decode(raw, self.name, number))
             if line:
@@ -200,7 +200,7 @@ class LiveStory:
             first = self._next_line()
             if first is None:
                 raise UserError(
-                    f"{self.name} is empty; the first line is the global caption, each further line one shot."
+                    f"{self.name} is empty; the first line is the global caption, each further line one shot"
                 )
             self._global_caption = first[1]
         return self._global_caption
@@ -212,7 +212,7 @@ class LiveStory:
             count += 1
             yield StoryShot(caption=found[1], line=found[0])
         if count == 0:
-            raise UserError(f"{self.name} ended after the global caption; write one line for each shot after it.")
+            raise UserError(f"{self.name} ended after the global caption; write one line for each shot after it")
 
 
 def _decode(data: bytes, name: str, line: int | None = None) -> str:
@@ -220,9 +220,9 @@ def _decode(data: bytes, name: str, line: int | None = None) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = line or data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{name}, line {line}: this is not UTF-8 text; save the story as UTF-8.") from None
+        raise UserError(f"{name}, line {line}: this is not UTF-8 text; save the story as UTF-8") from None
     if "\0" in text:
-        raise UserError(f"{name} holds zero bytes; that is not a text file.")
+        raise UserError(f"{name} holds zero bytes; that is not a text file")
     return text
 
 
@@ -237,27 +237,27 @@ def _at(node: yaml.Node, name: str) -> str:
 def _mapping(node: yaml.Node, name: str, what: str, known: tuple[str, ...] | None) -> dict[str, yaml.Node]:
     if not isinstance(node, yaml.MappingNode):
         keys = ", ".join(known or ())
-        raise UserError(f"{_at(node, name)}: {what} must have keys" + (f" ({keys})." if keys else "."))
+        raise UserError(f"{_at(node, name)}: {what} must have keys" + (f" ({keys})" if keys else ""))
     found: dict[str, yaml.Node] = {}
     for key_node, value_node in node.value:
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
         if not isinstance(key, str) or (known is not None and key not in known):
             shown = key if isinstance(key, str) else "?"
             raise UserError(
-                f"{_at(key_node, name)}: unknown key '{shown}' in {what}; known are {', '.join(known or ())}."
+                f"{_at(key_node, name)}: unknown key '{shown}' in {what}; known are {', '.join(known or ())}"
             )
         if key in found:
-            raise UserError(f"{_at(key_node, name)}: the key '{key}' appears twice in {what}.")
+            raise UserError(f"{_at(key_node, name)}: the key '{key}' appears twice in {what}")
         found[key] = value_node
     return found
 
 
 def _text(node: yaml.Node, name: str, what: str) -> str:
     if not isinstance(node, yaml.ScalarNode) or node.tag == "tag:yaml.org,2002:binary":
-        raise UserError(f"{_at(node, name)}: {what} must be text.")
+        raise UserError(f"{_at(node, name)}: {what} must be text")
     text = "" if node.tag == "tag:yaml.org,2002:null" else _tidy(node.value)
     if not text:
-        raise UserError(f"{_at(node, name)}: {what} is empty.")
+        raise UserError(f"{_at(node, name)}: {what} is empty")
     return text
 
 
@@ -265,7 +265,7 @@ def _cast(node: yaml.Node, name: str) -> dict[str, str]:
     members = _mapping(node, name, "the cast", None)
     for member, value in members.items():
         if not member.isidentifier():
-            raise UserError(f"{_at(value, name)}: '{member}' cannot be a cast name; use letters, digits and _.")
+            raise UserError(f"{_at(value, name)}: '{member}' cannot be a cast name; use letters, digits and _")
     return {member: _text(value, name, f"the description of '{member}'") for member, value in members.items()}
 
 
@@ -273,7 +273,7 @@ def _caption(node: yaml.Node, name: str, what: str, cast: Mapping[str, str]) -> 
     def describe(match: re.Match[str]) -> str:
         if match.group(1) not in cast:
             known = f"the cast has {', '.join(cast)}" if cast else "the story has no cast"
-            raise UserError(f"{_at(node, name)}: {what} names {match.group(0)}, but {known}.")
+            raise UserError(f"{_at(node, name)}: {what} names {match.group(0)}, but {known}")
         return cast[match.group(1)]
 
     return _CAST_NAME.sub(describe, _text(node, name, what))
@@ -282,7 +282,7 @@ def _caption(node: yaml.Node, name: str, what: str, cast: Mapping[str, str]) -> 
 def _shot(node: yaml.Node, name: str, cast: Mapping[str, str]) -> StoryShot:
     entry = _mapping(node, name, "a shot", _SHOT_KEYS)
     if "caption" not in entry:
-        raise UserError(f"{_at(node, name)}: this shot has no caption.")
+        raise UserError(f"{_at(node, name)}: this shot has no caption")
     chunks = _chunks(entry["chunks"], name) if "chunks" in entry else None
     line = entry["caption"].start_mark.line + 1
     return StoryShot(caption=_caption(entry["caption"], name, "caption", cast), chunks=chunks, line=line)
@@ -291,7 +291,7 @@ def _shot(node: yaml.Node, name: str, cast: Mapping[str, str]) -> StoryShot:
 def _chunks(node: yaml.Node, name: str) -> int:
     text = node.value if isinstance(node, yaml.ScalarNode) else "a list"
     if not (isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:int" and text.isdecimal()):
-        raise UserError(f"{_at(node, name)}: chunks must be a whole number from 1 to {MAX_CHUNKS}, not '{text}'.")
+        raise UserError(f"{_at(node, name)}: chunks must be a whole number from 1 to {MAX_CHUNKS}, not '{text}'")
     if not 1 <= int(text[:9]) <= MAX_CHUNKS:
-        raise UserError(f"{_at(node, name)}: chunks must be from 1 to {MAX_CHUNKS}, not {text[:20]}.")
+        raise UserError(f"{_at(node, name)}: chunks must be from 1 to {MAX_CHUNKS}, not {text[:20]}")
     return int(text)

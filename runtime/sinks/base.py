@@ -39,18 +39,6 @@ class FilmInfo:
 
 
 @dataclass(frozen=True)
-class ChunkTimings:
-    """Seconds of wall clock that one chunk took, by part. `text` and `context` are zero after a shot's first chunk."""
-
-    text: float = 0.0
-    context: float = 0.0
-    denoise: float = 0.0
-    clean: float = 0.0
-    decode: float = 0.0
-    total: float = 0.0
-
-
-@dataclass(frozen=True)
 class FilmChunk:
     """A decoded chunk on its way to the sinks. `shot` and `index` count from zero; `chunks` is the shot's length."""
 
@@ -59,7 +47,8 @@ class FilmChunk:
     chunks: int
     caption: str
     frames_FHWC: Frames
-    timings: ChunkTimings = field(default_factory=ChunkTimings)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall clock by part: text, context, denoise, clean, decode, encode, total."""
 
 
 class Sink(Protocol):
@@ -93,7 +82,7 @@ def ensure_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"Cannot write to the folder {folder}: {error.strerror or error}; choose another with --out."
+            f"cannot write to the folder {folder}: {error.strerror or error}; choose another with --out"
         ) from None
 
 
@@ -105,4 +94,4 @@ def replace_file(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from None
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None

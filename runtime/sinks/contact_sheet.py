@@ -36,7 +36,7 @@ class ContactSheetSink:
         self.target = target
         self._columns = int((options or {}).get("columns", 5))
         if not 1 <= self._columns <= 12:
-            raise UserError(f"A contact sheet has 1 to 12 columns, not {self._columns}.")
+            raise UserError(f"a contact sheet has 1 to 12 columns, not {self._columns}")
         self._info: FilmInfo | None = None
         self._rows: list[_Row] = []
         self._left_out = 0

@@ -37,7 +37,7 @@ class Mp4Sink:
         self.target = target
         self._scale = int((options or {}).get("scale", 1))
         if not 1 <= self._scale <= 8:
-            raise UserError(f"The scale of the video must be from 1 to 8, not {self._scale}.")
+            raise UserError(f"the scale of the video must be from 1 to 8, not {self._scale}")
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
         self._size = (0, 0)
@@ -51,7 +51,7 @@ class Mp4Sink:
         try:
             self._container = av.open(str(self.target), mode="w", format="mp4", options=_GROWING)
         except OSError as error:
-            raise UserError(f"Cannot write {self.target}: {error.strerror or error}.") from None
+            raise UserError(f"cannot write {self.target}: {error.strerror or error}") from None
         stream = self._container.add_stream("libx264", rate=info.frames_per_second, options=dict(_ENCODER))
         stream.width, stream.height = self._size
         stream.pix_fmt = "yuv420p"
@@ -77,7 +77,7 @@ class Mp4Sink:
                 self._container.mux(self._stream.encode(frame))
                 self._frames += 1
         except OSError as error:
-            raise UserError(f"Cannot write {self.target}: {error.strerror or error}.") from None
+            raise UserError(f"cannot write {self.target}: {error.strerror or error}") from None
 
     def close(self, complete: bool = True) -> list[Path]:
         """Finish the file. A film without frames leaves no file."""

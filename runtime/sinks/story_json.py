@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ class StoryJsonSink:
         self._frames += frames
         record = self._shots[-1]
         record["frames"] += frames
-        seconds = {part: round(value, 6) for part, value in asdict(chunk.timings).items()}
+        seconds = {part: round(value, 6) for part, value in chunk.seconds.items()}
         record["chunks"].append({"chunk": chunk.index, "frames": frames, "seconds": seconds})
         if chunk.index == chunk.chunks - 1:
             self._save(complete=False)

@@ -29,6 +29,7 @@ class TerminalSink:
         self._pacer: Pacer | None = None
         self._status = ""
         self._drawn_rows = 0
+        self._gone = False
 
     def open(self, info: FilmInfo) -> None:
         """Start drawing."""
@@ -43,25 +44,32 @@ class TerminalSink:
             for picture_HWC in chunk.frames_FHWC:
                 self._pacer.put(picture_HWC)
         else:
-            self._stream.write(half_blocks(chunk.frames_FHWC[0], 64, 40) + "\n")
-            self._stream.flush()
+            self._write(half_blocks(chunk.frames_FHWC[0], 64, 40) + "\n")
 
     def close(self, complete: bool = True) -> list[Path]:
         """Let the rest of a complete film be seen, then stop; no files."""
         if self._pacer is not None:
             self._pacer.finish(wait_seconds=3.0 if complete else 0.0)
             self._pacer = None
-            self._stream.write("\x1b[0m\n")
-            self._stream.flush()
+            self._write("\x1b[0m\n")
         return []
+
+    def _write(self, text: str) -> None:
+        """A reader that went away (`| head`) ends the drawing, not the film."""
+        if self._gone:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._gone = True
 
     def _draw_in_place(self, picture_HWC: Picture) -> None:
         size = shutil.get_terminal_size()
         text = half_blocks(picture_HWC, min(size.columns, _MAX_COLUMNS), max(1, size.lines - _STATUS_LINES))
         up = f"\x1b[{self._drawn_rows}A\r" if self._drawn_rows else ""
         status = self._status[: max(0, size.columns - 1)]
-        self._stream.write(f"\x1b[?25l{up}{text}\n\x1b[2K{status}\r\x1b[?25h")
-        self._stream.flush()
+        self._write(f"\x1b[?25l{up}{text}\n\x1b[2K{status}\r\x1b[?25h")
         self._drawn_rows = text.count("\n") + 1
 
 

@@ -56,7 +56,7 @@ class WindowSink:
         assert process.stdout is not None
         if process.stdout.readline() != _READY:
             process.kill()
-            raise UserError("The preview window could not be opened; leave --live away or run without a display.")
+            raise UserError("the preview window could not be opened; leave --live away or run without a display")
         self._process = process
         self._pacer = Pacer(info.frames_per_second, self._send)
 

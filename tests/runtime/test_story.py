@@ -103,7 +103,7 @@ def test_a_plain_text_story_without_shots_is_refused(text: str, says: str) -> No
 
 
 def test_files_that_are_no_stories_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There is no story file"):
+    with pytest.raises(UserError, match="there is no story file"):
         load_story(tmp_path / "missing.yaml")
     with pytest.raises(UserError, match="is a folder"):
         load_story(tmp_path)

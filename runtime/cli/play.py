@@ -1,0 +1,199 @@
+"""The commands `play` and `demo`: a story in, a film out. How a film is made is in `shotstream.runtime.film`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from shotstream.runtime.cli.app import Settings
+    from shotstream.runtime.film import Film
+    from shotstream.runtime.runtime import Runtime
+    from shotstream.runtime.story import StorySource
+
+Model = Annotated[str, typer.Option("--model", help="The model to play on; `shotstream plugins` lists them.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for story.mp4, contact_sheet.png and story.json.")]
+Seed = Annotated[int, typer.Option("--seed", help="Decides all noise: same seed, same captions, same film.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
+Live = Annotated[
+    bool, typer.Option("--live", help="Watch it: in a window, or drawn in the terminal without a display.")
+]
+Chunks = Annotated[
+    int | None, typer.Option("--chunks", min=1, max=100, help="Length of every shot, over the story's own.")
+]
+Weights = Annotated[str, typer.Option("--weights", help="default, random (no files needed), or a folder.")]
+Engine = Annotated[
+    str, typer.Option("--engine", help="What executes the steps; `shotstream doctor` says which work here.")
+]
+Attention = Annotated[
+    str | None, typer.Option("--attention", help="The attention backend, instead of the model's own.")
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads; default: torch decides.")]
+Scale = Annotated[int, typer.Option("--scale", min=1, max=8, help="Enlarge the picture in story.mp4 this many times.")]
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which runtime to make: the options that `play`, `demo` and `bench` share."""
+
+    model: str
+    device: str = "cpu"
+    weights: str = "default"
+    engine: str = "eager"
+    attention: str | None = None
+    threads: int | None = None
+
+    def load(self) -> Runtime:
+        """Load it; UserError says what is missing."""
+        import torch
+
+        from shotstream.runtime.runtime import Runtime
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return Runtime(
+            self.model, device=self.device, weights=self.weights, engine=self.engine, attention=self.attention
+        )
+
+
+@dataclass(frozen=True)
+class FilmChoice:
+    """What to make of the story, and where to put it."""
+
+    out: Path
+    seed: int = 0
+    chunks: int | None = None
+    live: bool = False
+    scale: int = 1
+
+
+def mount(app: typer.Typer) -> None:
+    """Add `play` and `demo`."""
+    app.command("play")(play)
+    app.command("demo")(demo)
+
+
+def play(
+    ctx: typer.Context,
+    story: Annotated[
+        str,
+        typer.Argument(
+            metavar="STORY",
+            help="A story file (yaml or plain text), or - for lines typed or piped in while the film is made.",
+        ),
+    ],
+    model: Model = "tiny",
+    out: Out = Path("out"),
+    seed: Seed = 0,
+    device: Device = "cpu",
+    live: Live = False,
+    chunks: Chunks = None,
+    weights: Weights = "default",
+    engine: Engine = "eager",
+    attention: Attention = None,
+    threads: Threads = None,
+    scale: Scale = 1,
+) -> None:
+    """Play a story: shots in, an MP4, a contact sheet and a record out."""
+    from shotstream.runtime.story import LiveStory, load_story
+
+    source: StorySource = LiveStory(sys.stdin.buffer) if story == "-" else load_story(Path(story))
+    _play(
+        ctx.obj,
+        source,
+        ModelChoice(model, device, weights, engine, attention, threads),
+        FilmChoice(out, seed, chunks, live, scale),
+    )
+
+
+def demo(
+    ctx: typer.Context,
+    out: Out = Path("out/demo"),
+    seed: Seed = 0,
+    device: Device = "cpu",
+    live: Live = False,
+    chunks: Chunks = None,
+    weights: Weights = "default",
+    threads: Threads = None,
+    scale: Scale = 2,
+) -> None:
+    """Play the built-in story on the embedded model."""
+    from shotstream.runtime.story import load_story
+
+    with resources.as_file(resources.files("shotstream.runtime") / "stories" / "demo.yaml") as path:
+        source = load_story(path)
+    _play(
+        ctx.obj,
+        source,
+        ModelChoice("tiny", device, weights, threads=threads),
+        FilmChoice(out, seed, chunks, live, scale),
+    )
+
+
+def _play(settings: Settings, source: StorySource, model: ModelChoice, choice: FilmChoice) -> None:
+    from rich.console import Console
+
+    from shotstream.runtime.sinks.base import ensure_writable
+
+    console = Console(stderr=True)
+    ensure_writable(choice.out)
+    typed = source.total_shots is None and sys.stdin.isatty()
+    sinks = _sinks(choice, console)
+    with console.status(f"loading {model.model} ..."):
+        runtime = model.load()
+    with runtime:
+        from shotstream.runtime.cli.progress import FilmProgress
+        from shotstream.runtime.film import Film, FilmPlan, make_film
+
+        made = [runtime.registry.factory("sink", name)(target, options) for name, target, options in sinks]
+        film = Film()
+        drawn_in_terminal = any(name == "terminal" for name, _, _ in sinks) and sys.stdout.isatty()
+        try:
+            with FilmProgress(console, film, live=not (drawn_in_terminal or typed), typed=typed) as progress:
+                plan = FilmPlan(source, choice.seed, choice.chunks, made)
+                make_film(runtime, plan, film, progress, settings.interrupts.shield)
+        finally:
+            _sum_up(console, film)
+
+
+def _sinks(choice: FilmChoice, console: Console) -> list[tuple[str, Path, dict[str, object]]]:
+    """Names, targets and options of the sinks asked for."""
+    found: list[tuple[str, Path, dict[str, object]]] = [
+        ("mp4", choice.out / "story.mp4", {"scale": choice.scale}),
+        ("contact-sheet", choice.out / "contact_sheet.png", {}),
+        ("story-json", choice.out / "story.json", {}),
+    ]
+    if choice.live:
+        from shotstream.runtime.sinks.window import why_no_window
+
+        reason = why_no_window()
+        if reason is None:
+            found.append(("window", choice.out, {}))
+        else:
+            console.print(
+                f"no preview window ({reason}); drawing in the terminal instead", markup=False, highlight=False
+            )
+            found.append(("terminal", choice.out, {}))
+    return found
+
+
+def _sum_up(console: Console, film: Film) -> None:
+    """The last lines: what was made, how fast, and where it is (paths alone on standard output)."""
+    if film.frames:
+        how = "made" if film.complete else "stopped early; made"
+        first = film.first_frame_seconds or 0.0
+        console.print(
+            f"{how} {film.shots} shots, {film.frames} frames in {film.seconds:.1f} s: "
+            f"{film.frames_per_second:.1f} fps, first frame after {first:.2f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for path in film.files:
+        typer.echo(str(path))
