@@ -37,7 +37,7 @@ SLOTS: Mapping[str, str] = {
     "text": "factory(ModelRequest) -> TextEncoder: captions to embeddings",
     "director": "factory(options: Mapping) -> object with caption(event) -> str",
     "sink": "factory(target: Path, options: Mapping) -> object with open(info), write(chunk), close()",
-    "parity": "factory(vectors: Mapping) -> iterable of results, one per case found in the reference vectors",
+    "parity": "factory() -> list[shotstream.runtime.parity.CaseGroup]: further cases of reference vectors",
     "train": "factory(recipe: Mapping, folder: Path) -> object with run() -> None; the name is the stage",
     "command": "factory(app: typer.Typer) -> None: mounts a room's own commands",
 }

@@ -23,7 +23,7 @@ from shotstream.runtime.story import full_caption
 
 
 class ToyVae:
-    """The linear stand-in for a video VAE, as the vector README defines it. Pixels [F, 3, H, W], latents [F, C, h, w]."""
+    """The linear stand-in for a video VAE of the vector file. Pixels [F, 3, H, W], latents [F, C, h, w]."""
 
     def __init__(self, parts: Mapping[str, Tensor], scale: int = 8) -> None:
         self.A, self.b, self.B, self.scale = parts["A"], parts["b"], parts["B"], scale

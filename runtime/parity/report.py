@@ -86,9 +86,7 @@ def compare(case: str, quantity: str, ours: Tensor, reference: Tensor, tolerance
     return compare_all(case, quantity, [(ours, reference)], tolerance)
 
 
-def compare_all(
-    case: str, quantity: str, pairs: Iterable[tuple[Tensor, Tensor]], tolerance: float = FLOAT32
-) -> Row:
+def compare_all(case: str, quantity: str, pairs: Iterable[tuple[Tensor, Tensor]], tolerance: float = FLOAT32) -> Row:
     """The row of several pairs of tensors: the worst error decides, each relative to its own largest value."""
     worst, note = 0.0, ""
     for ours, reference in pairs:
@@ -169,7 +167,11 @@ class ParityReport:
             status = f"[{style[row.status]}]{row.status}[/]" + (f" ({_plain(row.note)})" if row.note else "")
             table.add_row(_plain(row.case), _plain(row.quantity), _number(row.error), _number(row.tolerance), status)
         console.print(table)
-        for title, wanted in (("not in this file", "absent"), ("not understood", "not understood"), ("skipped", "skipped")):
+        for title, wanted in (
+            ("not in this file", "absent"),
+            ("not understood", "not understood"),
+            ("skipped", "skipped"),
+        ):
             found = [row.case + (f" ({row.note})" if row.note else "") for row in self.rows if row.status == wanted]
             if found:
                 console.print(_plain(f"{title}: {', '.join(found)}"))

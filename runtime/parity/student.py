@@ -69,7 +69,9 @@ class Recorder:
         return flow
 
 
-def conditions_of(model: Transformer, prompt_embeds: Tensor, flags: Tensor | None, context_frames: int) -> ShotConditions:
+def conditions_of(
+    model: Transformer, prompt_embeds: Tensor, flags: Tensor | None, context_frames: int
+) -> ShotConditions:
     """Conditions of one shot from text embeddings and the per-frame flags of a case (None: plain rotary tables)."""
     text_kv = model.embed_captions(prompt_embeds)
     if flags is None:
@@ -178,7 +180,9 @@ def _check(file: VectorFile, name: str) -> Iterator[Row]:
         "local_frames": window.frames or noise.shape[1],
         "sink_frames": window.sink,
     }
-    stand_in = not window.unroped and (window.sink % chunk != 0 or window.sink > chunk or (window.frames or chunk) % chunk != 0)
+    stand_in = not window.unroped and (
+        window.sink % chunk != 0 or window.sink > chunk or (window.frames or chunk) % chunk != 0
+    )
     if stand_in or window.unroped:
         changes |= {"local_frames": noise.shape[1], "sink_frames": 0}
     model = file.model(case["weights"], dtype, **changes)

@@ -43,7 +43,6 @@ def _rotated(case: dict[str, Tensor], start: int, flags: list[int]) -> Tensor:
     return rotate(x_BLHK, *table)
 
 
-
 def _rope(file: VectorFile, name: str) -> Iterator[Row]:
     case = file.cases[name]
     flags = [int(f) for f in case["flags"]]
@@ -73,7 +72,9 @@ def _context(file: VectorFile, name: str) -> Iterator[Row]:
     for m, entry in case["table"].items():
         chosen = choose_context([length] * int(m), budget)
         if "counts" in entry:
-            yield compare_equal(name, f"counts, {m} shots", context_counts(int(m), budget), [int(n) for n in entry["counts"]])
+            yield compare_equal(
+                name, f"counts, {m} shots", context_counts(int(m), budget), [int(n) for n in entry["counts"]]
+            )
         absolute = [shot * length + frame for shot, frame in chosen]
         yield compare_equal(name, f"frames, {m} shots", absolute, [int(i) for i in entry["indices"]])
         yield compare_equal(name, f"flags, {m} shots", [shot for shot, _ in chosen], [int(f) for f in entry["flags"]])

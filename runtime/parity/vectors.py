@@ -43,7 +43,15 @@ class VectorFile:
             raise UserError(f"there is no vector file {path}; give the path of a reference_vectors.pt") from error
         except PermissionError as error:
             raise UserError(f"the vector file {path} may not be read; check its permissions") from error
-        except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        except (
+            RuntimeError,
+            EOFError,
+            ValueError,
+            KeyError,
+            OSError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+        ) as error:
             raise UserError(
                 f"{path} is not a readable vector file: it is truncated, or another format; copy it again"
             ) from error

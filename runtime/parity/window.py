@@ -45,7 +45,10 @@ class Window:
 
 
 def _field(case: Mapping[str, Any], key: str) -> Any:
-    places = [case, *(case[k] for k in ("model_kwargs", "config", "settings", "options") if isinstance(case.get(k), Mapping))]
+    places = [
+        case,
+        *(case[k] for k in ("model_kwargs", "config", "settings", "options") if isinstance(case.get(k), Mapping)),
+    ]
     return next((place[name] for place in places for name in _NAMES[key] if name in place), None)
 
 
