@@ -30,6 +30,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 DEFAULT_PLUGINS: tuple[str, ...] = (
     "shotstream.runtime.presets:CorePlugin",
     "shotstream.runtime.presets:TinyPlugin",
+    "shotstream.runtime.sinks.plugin:SinksPlugin",
     "shotstream.runtime.wan:WanPlugin",
 )
 """Our plugins in order; those of installed packages follow."""
