@@ -77,6 +77,10 @@ class UMT5Encoder:
         self._on_overflow = on_overflow
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
+    def tokens(self, caption: str) -> int:
+        """How many rows the caption needs, uncut; sessions refuse more than ``text_len``."""
+        return len(self._tokenize(clean_caption(caption)))
+
     def token_ids(self, caption: str) -> list[int]:
         """The caption's token ids, cleaned, with the end token, at most ``text_len``."""
         ids = self._tokenize(clean_caption(caption))
