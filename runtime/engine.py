@@ -93,7 +93,8 @@ class EagerEngine:
         self.schedule = NoiseSchedule(self.config.shift, self.device)
         self.steps = self.schedule.warp(self.config.nominal_steps)
         if request.attention is not None:
-            for block in self.model.blocks:
+            blocks: Any = parts.transformer.blocks
+            for block in blocks:
                 block.attention = request.attention
 
     def new_state(self) -> ShotState:

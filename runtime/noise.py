@@ -60,7 +60,8 @@ def normal(seed: int, shot: int, chunk: int, step: int, count: int) -> npt.NDArr
     out = np.empty((blocks, 2, 2), dtype=np.float32)
     for begin in range(0, blocks, _SLICE):
         index = np.arange(begin, min(begin + _SLICE, blocks), dtype=np.uint64)
-        words = philox4x32((index, *(np.full_like(index, c) for c in (step, chunk, shot))), key)
+        where = (np.full_like(index, step), np.full_like(index, chunk), np.full_like(index, shot))
+        words = philox4x32((index, *where), key)
         for pair in range(2):
             # Half a unit is added so that the logarithm never sees zero.
             radius = np.sqrt(-2.0 * np.log((words[2 * pair] + 0.5) * 2.0**-32))

@@ -102,7 +102,8 @@ class Runtime:
 
     def restore(self, data: bytes) -> Session:
         """Continue a session from its snapshot; raises UserError with the reason if it cannot be used."""
-        return self.resume(snapshots.unpack(data, self.identity, self.parts.latent_shape))
+        budget = self.parts.config.context_frames
+        return self.resume(snapshots.unpack(data, self.identity, self.parts.latent_shape, budget))
 
     def resume(self, saved: snapshots.SavedSession) -> Session:
         """Continue a session from its saved state."""

@@ -22,6 +22,7 @@ MAGIC = b"SHOTSNAP"
 VERSION = 1
 _PREFIX = struct.Struct("<8sIIQ")
 _DIGEST_BYTES = 32
+_MOST = 1 << 31
 
 
 class ModelIdentity(msgspec.Struct, frozen=True):
@@ -86,11 +87,12 @@ def pack(saved: SavedSession) -> bytes:
     return body + hashlib.sha256(body).digest()
 
 
-def unpack(data: bytes, model: ModelIdentity, latent_shape: tuple[int, int, int]) -> SavedSession:
+def unpack(data: bytes, model: ModelIdentity, latent_shape: tuple[int, int, int], budget: int) -> SavedSession:
     """Read what `pack` wrote; latents are on the CPU.
 
-    Raises UserError, with the reason, for bytes that are no snapshot, are truncated or damaged, were written by a newer
-    version, or belong to another model than `model`.
+    model, latent_shape ([C, h, w]) and budget (context frames) are those of the runtime that is to continue. Raises
+    UserError, with the reason, for bytes that are no snapshot, are truncated or damaged, were written by a newer
+    version, or belong to another model.
     """
     header, payload = _split(bytes(data))
     try:
@@ -100,10 +102,10 @@ def unpack(data: bytes, model: ModelIdentity, latent_shape: tuple[int, int, int]
             PastShot(s.number, s.caption, s.length, {f: tensors[_key(s.number, f)] for f in s.frames})
             for s in head.shots
         ]
-    except (msgspec.MsgspecError, SafetensorError, KeyError) as error:
+    except (msgspec.MsgspecError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"the snapshot is intact but its content makes no sense ({error})") from error
     _check_model(head.model, model)
-    history = History(head.budget, shots)
+    history = History(budget, shots)
     _check_content(head, history, latent_shape)
     return SavedSession(
         model=head.model,
@@ -150,10 +152,14 @@ def _check_model(saved: ModelIdentity, here: ModelIdentity) -> None:
 
 def _check_content(head: _Header, history: History, latent_shape: tuple[int, int, int]) -> None:
     """A right checksum proves no good will: what the session relies on is checked too."""
-    if any(shot.length < 1 for shot in history.shots) or len(history.shots) > history.budget:
+    if head.budget != history.budget:
+        raise UserError(f"the snapshot's context has {head.budget} frames, but this model's has {history.budget}")
+    if any(not 0 < shot.length < _MOST for shot in history.shots) or len(history.shots) > history.budget:
         raise UserError("the snapshot is intact but its shots make no sense")
-    if not 0 <= head.seed < 1 << 64 or head.frames_made < 0:
+    if not 0 <= head.seed < 1 << 64 or not 0 <= head.frames_made < 1 << 53 or not 0 <= head.shots_begun < _MOST:
         raise UserError("the snapshot is intact but its counters make no sense")
+    if head.shots_begun and not history.shots:
+        raise UserError("the snapshot is intact but has lost its shots")
     numbers = [shot.number for shot in history.shots]
     if numbers != list(range(head.shots_begun - len(numbers), head.shots_begun)):
         raise UserError("the snapshot is intact but its shot numbers make no sense")
