@@ -1,1 +1,1 @@
-"""Readers that tell what a frame shows: the judges of the embedded model."""
+"""The oracle: reads pixels of the story world back into facts. Used to measure models, never to train them."""
