@@ -52,9 +52,7 @@ class Engine(Protocol):
         """Run the context pass; the shot's own caption and flag (last context flag + 1) hold for all its chunks."""
         ...
 
-    def denoise(
-        self, state: Any, start_frame: int, noise_BFCHW: Tensor, renoise: Callable[[int], Tensor]
-    ) -> Tensor:
+    def denoise(self, state: Any, start_frame: int, noise_BFCHW: Tensor, renoise: Callable[[int], Tensor]) -> Tensor:
         """Return the clean latents of the chunk at latent frame `start_frame` of the shot.
 
         `renoise(i)` is the fresh noise after step i (0-based); it is called once per step but the last, in order.
@@ -138,6 +136,5 @@ def _stack(captions: Sequence[TextKV]) -> TextKV:
     if len(captions) == 1:
         return captions[0]
     return [
-        (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
-        for layer in zip(*captions, strict=True)
+        (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in zip(*captions, strict=True)
     ]

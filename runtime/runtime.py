@@ -5,7 +5,7 @@ It loads and connects; it makes no frames itself. `Runtime("tiny")` is all that 
 
 from __future__ import annotations
 
-import logging
+import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +21,6 @@ from shotstream.runtime.plugins import EngineRequest, ModelParts, ModelRequest, 
 from shotstream.runtime.presets import DEFAULT_PLUGINS
 from shotstream.runtime.session import Session
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class RuntimeOptions:
@@ -37,6 +35,10 @@ class RuntimeOptions:
     dtype: torch.dtype | None = None
     engine: str = "eager"
     attention: str | None = None
+    decoder: str | None = None
+    """Instead of the preset's own, from the `decoder` slot."""
+    text: str | None = None
+    """Instead of the preset's own, from the `text` slot."""
     weights: str | Path = "default"
     weights_seed: int = 0
     plugins: Sequence[Plugin | str] | None = None
@@ -69,15 +71,20 @@ class Runtime:
         make_model = self.registry.factory("model", preset)
         make_engine = self.registry.factory("engine", options.engine)
         make_attention = options.attention and self.registry.factory("attention", options.attention)
-        self.parts: ModelParts = make_model(
-            ModelRequest(
-                device=self.device,
-                dtype=self.dtype,
-                weights=options.weights,
-                seed=options.weights_seed,
-                options=options.model_options or {},
-            )
+        exchanged = {slot: name for slot in ("decoder", "text") if (name := getattr(options, slot))}
+        make_exchanged = {slot: self.registry.factory(slot, name) for slot, name in exchanged.items()}
+        request = ModelRequest(
+            device=self.device,
+            dtype=self.dtype,
+            weights=options.weights,
+            seed=options.weights_seed,
+            options=options.model_options or {},
         )
+        self.parts: ModelParts = make_model(request)
+        for slot, make in make_exchanged.items():
+            # Frames or texts now come from elsewhere, so snapshots of the preset as it was no longer fit.
+            digest = hashlib.sha256(f"{self.parts.weights_hash} {slot} {exchanged[slot]}".encode()).hexdigest()
+            self.parts = replace(self.parts, **{slot: make(request), "weights_hash": digest})
         self.engine: Engine = make_engine(
             EngineRequest(
                 parts=self.parts,

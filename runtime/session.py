@@ -82,9 +82,7 @@ class Session:
     at once.
     """
 
-    def __init__(
-        self, runtime: Runtime, seed: int, global_caption: str, *, history: History | None = None
-    ) -> None:
+    def __init__(self, runtime: Runtime, seed: int, global_caption: str, *, history: History | None = None) -> None:
         parts = runtime.parts
         self.runtime = runtime
         self.global_caption = global_caption
@@ -133,9 +131,7 @@ class Session:
         elif self._running is not None:  # begun, but without a frame yet: it shows one chunk
             self._running.chunks = 1
 
-    def begin_shot(
-        self, caption: str, chunks: int | None = None, *, global_caption: str | None = None
-    ) -> None:
+    def begin_shot(self, caption: str, chunks: int | None = None, *, global_caption: str | None = None) -> None:
         """As `cut`, for callers that let every shot play to its end: raises UserError while one is running."""
         if self._running is not None or self._next is not None:
             raise UserError("a shot is still running; play it to its end, or cut to the next one")
@@ -147,6 +143,11 @@ class Session:
         if self._running is not None:
             self._running.chunks = self._running.made
             self._end_running()
+
+    def tell(self, event: object) -> None:
+        """Hand an event of the game to the plugins that listen to `on_event`; one of them may cut."""
+        self._check_open()
+        self.runtime.registry.call_hook("on_event", self, event)
 
     # -------------------------------------------------------------------------------- making frames
     def chunks(self) -> Iterator[Chunk]:

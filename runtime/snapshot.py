@@ -125,9 +125,7 @@ def _split(data: bytes) -> tuple[bytes, bytes]:
         raise UserError(f"the snapshot is truncated: it ends after {len(data)} bytes")
     _, version, header_bytes, payload_bytes = _PREFIX.unpack_from(data)
     if version > VERSION:
-        raise UserError(
-            f"the snapshot has format {version}, but this version reads up to {VERSION}; update shotstream"
-        )
+        raise UserError(f"the snapshot has format {version}, but this version reads up to {VERSION}; update shotstream")
     expected = _PREFIX.size + header_bytes + payload_bytes + _DIGEST_BYTES
     if len(data) < expected:
         raise UserError(f"the snapshot is truncated: {len(data)} of {expected} bytes are there")

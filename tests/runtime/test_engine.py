@@ -41,6 +41,7 @@ def shot_of(runtime, state, caption="a fox", chunks=2):
     engine.begin_shot(state, ShotContext(zeros, [0] * 6, [kv], [0] * 6), kv)
     noise, made = NoiseSource(1, runtime.device, runtime.dtype), []
     for chunk in range(chunks):
+
         def draw(step, chunk=chunk):
             return noise.draw(0, chunk, step, (1, 3, *parts.latent_shape))
 

@@ -8,6 +8,7 @@ import types
 from importlib import metadata
 
 import pytest
+import torch
 
 from shotstream.runtime import plugins as plugins_module
 from shotstream.runtime.errors import UserError
@@ -191,6 +192,45 @@ def test_a_hook_may_cut_and_end_shots(small_runtime):
     session.begin_shot("nothing", 5)
     assert session.next_chunk() is None
     assert len(session.snapshot()) > 0
+
+
+def test_an_event_reaches_the_plugins_and_one_of_them_cuts(small_runtime):
+    class Director:
+        name = "director"
+
+        def build(self, registry):
+            registry.subscribe("on_event", lambda session, event: session.cut(f"the {event} opens", chunks=1))
+
+    session = small_runtime(Director()).open()
+    session.tell("door")
+    assert [c.caption for c in session.chunks()] == ["the door opens"]
+
+
+def test_a_decoder_of_another_plugin_takes_the_place_of_the_presets_own(small_runtime):
+    class Grey:
+        """Decodes everything to mid grey, nine and twelve frames."""
+
+        name = "grey"
+
+        def build(self, registry):
+            registry.register("decoder", "grey", lambda request: self)
+
+        def new_stream(self, batch):
+            return [1]
+
+        def decode_chunk(self, z, stream):
+            return torch.zeros(1, 4 * z.shape[1] - 3 * (stream.pop() if stream else 0), 3, 64, 96)
+
+        def encode_frames(self, frames):
+            return frames.new_zeros(len(frames), 4, 4, 6)
+
+    session = small_runtime(Grey(), decoder="grey").open()
+    session.begin_shot("a fox", 2)
+    frames = [chunk.frames for chunk in session.chunks()]
+    assert [len(f) for f in frames] == [9, 12]
+    assert {int(f.min()) for f in frames} == {128}
+    with pytest.raises(UserError, match="other weights"):
+        small_runtime().restore(session.snapshot())
 
 
 def test_our_own_plugins_load_and_describe_themselves():

@@ -30,8 +30,7 @@ def play(session, captions, chunks=1):
 
 def packed(model=MODEL, shots=3, first=0, value=1.0):
     past = [
-        PastShot(first + i, f"caption {i}", 9, {f: torch.full(SHAPE, value) for f in range(9)})
-        for i in range(shots)
+        PastShot(first + i, f"caption {i}", 9, {f: torch.full(SHAPE, value) for f in range(9)}) for i in range(shots)
     ]
     history = History(6)
     for shot in past:
