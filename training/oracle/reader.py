@@ -131,7 +131,7 @@ def to_reader(frames_FHWC: NDArray[np.uint8]) -> Tensor:
     return frames
 
 
-def save_reader(net: ReaderNet, path: Path, note: Mapping[str, str]) -> None:
+def save_reader(net: nn.Module, path: Path, note: Mapping[str, str]) -> None:
     """Writes the weights as fp16 safetensors with `note` as metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in net.state_dict().items()}

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from shotstream.training.world import render_shot, sample_held_out_story, sample_story
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 FIRST_SEED = 50_000_000  # reader stories start here; tests and evaluations use small seeds
 POOL = 20_000  # frames kept
-ROUND = 3_000  # frames rendered before each round of updates
+ROUND = 2_000  # frames rendered before each round of updates
 UPDATES = 150  # per round
 BATCH = 64
 
@@ -100,26 +101,29 @@ def reader_loss(logits: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
 
 def train_reader(steps: int, out_path: Path, seed: int = 0, codec: Codec | None = None, start: ReaderNet | None = None,
                  minutes: float = 15.0, peak: float = 3e-3) -> dict[str, float]:
-    """Trains for `steps` updates of 64 frames, at most `minutes`; writes the weights and returns the accuracies.
+    """Trains for `steps` updates of 64 frames, at most `minutes` of processor time; returns the accuracies.
 
-    The learning rate follows the budget that runs out first, so that the run always ends annealed.
+    The file holds averaged weights and is renewed after every round, so a run may be stopped at any time. The
+    learning rate follows the budget that runs out first. `start` continues from earlier weights.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     net = start or ReaderNet()
     net.train()
+    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.985), use_buffers=True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.02)
     pool, labels = draw_examples(ROUND, seed * 1000, codec=codec)
     targets = {k: torch.from_numpy(v) for k, v in labels.items()}
-    began, step, rounds = time.monotonic(), 0, 0
-    done = 0.0
+    began, step, rounds, done = time.process_time(), 0, 0, 0.0
+    note = {"batch": str(BATCH), "seed": str(seed), "codec": str(codec is not None)}
     while done < 1:
         if step and step % UPDATES == 0:
             rounds += 1
+            save_reader(averaged.module, out_path, note | {"steps": str(step)})
             fresh, more = draw_examples(ROUND, seed * 1000 + rounds, codec=codec)
             pool = np.concatenate((pool, fresh))[-POOL:]
             targets = {k: torch.cat((v, torch.from_numpy(more[k])))[-POOL:] for k, v in targets.items()}
-        done = max(step / steps, (time.monotonic() - began) / (60 * minutes))
+        done = max(step / steps, (time.process_time() - began) / (60 * minutes))
         rate = peak * min(1.0, (step + 1) / 100) * float(np.cos(np.pi / 2 * min(done, 1.0)) ** 2 + 0.003)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -133,17 +137,18 @@ def train_reader(steps: int, out_path: Path, seed: int = 0, codec: Codec | None 
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
         optimizer.step()
+        averaged.update_parameters(net)
         step += 1
         if step % 100 == 0:
-            log.info("reader step %d loss %.3f (%.0f s)", step, loss.item(), time.monotonic() - began)
-    scores = reader_accuracy(net, 600, seed * 1000 + 900)
-    note = {"steps": str(step), "batch": str(BATCH), "seed": str(seed), "codec": str(codec is not None)}
-    save_reader(net, out_path, note | {f"accuracy_{k}": f"{v:.4f}" for k, v in scores.items()})
+            log.info("reader step %d loss %.3f (%.0f s)", step, loss.item(), time.process_time() - began)
+    scores = reader_accuracy(averaged.module, 600, seed * 1000 + 900)
+    measured = {f"accuracy_{slot}": f"{share:.4f}" for slot, share in scores.items()}
+    save_reader(averaged.module, out_path, note | {"steps": str(step)} | measured)
     return scores
 
 
 @torch.inference_mode()
-def reader_accuracy(net: ReaderNet, count: int, seed: int) -> dict[str, float]:
+def reader_accuracy(net: nn.Module, count: int, seed: int) -> dict[str, float]:
     """Share of right single-frame readings per slot on `count` clean renders of fresh stories."""
     net.eval()
     frames, labels = draw_examples(count, seed)
