@@ -83,4 +83,8 @@ class NoiseSource:
     def draw(self, shot: int, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
         """Standard normal noise of `shape`: drawn in float32, then cast (algorithm.md 1.12)."""
         numbers = torch.from_numpy(normal(self.seed, shot, chunk, step, math.prod(shape))).view(shape)
-        return numbers.to(self._dtype).to(self._device)
+        numbers = numbers.to(self._dtype)
+        if self._device.type == "cuda":
+            # From pinned memory the copy queues up behind the kernels; from any other it would wait for them.
+            numbers = numbers.pin_memory()
+        return numbers.to(self._device, non_blocking=True)
