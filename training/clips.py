@@ -96,7 +96,10 @@ class ClipPool:
         shape = self._ring.shape[1:]
         if self._pipe is None:
             return self._source(self.config.first_seed + number, shape[0], shape[1], shape[2])
-        return np.frombuffer(self._pipe.recv_bytes(), np.uint8).reshape(shape)
+        try:
+            return np.frombuffer(self._pipe.recv_bytes(), np.uint8).reshape(shape)
+        except EOFError as error:
+            raise RuntimeError("the clip worker died; its own output says why") from error
 
     def advance(self, step: int) -> None:
         """Bring the pool to `step`, waiting for the worker where it lags."""

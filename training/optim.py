@@ -84,7 +84,7 @@ class MuonAdamW(torch.optim.Optimizer):
             if not self.state[p]:
                 self.state[p].update(mean=torch.zeros_like(p), square=torch.zeros_like(p), step=0)
             self.state[p]["step"] += 1
-        grads = [p.grad for p in parameters]
+        grads = [p.grad for p in parameters if p.grad is not None]
         means = [self.state[p]["mean"] for p in parameters]
         squares = [self.state[p]["square"] for p in parameters]
         torch._foreach_lerp_(means, grads, 1 - beta1)

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from shotstream.runtime.model.transformer import Transformer
-from shotstream.runtime.parity.report import LOSS, CaseGroup, Row, compare, compare_all, compare_equal
+from shotstream.runtime.parity.report import (
+    LOSS,
+    CaseGroup,
+    NotUnderstood,
+    Row,
+    compare,
+    compare_all,
+    compare_equal,
+)
 from shotstream.runtime.parity.vectors import VectorFile
 from shotstream.training import objectives
 from shotstream.training.conditioning import Conditioning
@@ -130,8 +138,20 @@ def _dmd_settings(name: str, case: Mapping[str, Any]) -> objectives.DmdSettings:
     )
 
 
+def _with_base(file: VectorFile, name: str) -> dict[str, Any]:
+    """A case, with the inputs that a gradient variant leaves to the case it varies."""
+    case = dict(file.cases[name])
+    base_name, _, variant = name.partition("_grad_variant")
+    if not variant:
+        return case
+    if base_name not in file.cases:
+        raise NotUnderstood(f"it is a variant of {base_name}, which is not in this file")
+    results = ("loss", "pred_x0", "grads", "grad_norm")
+    return {key: value for key, value in file.cases[base_name].items() if key not in results} | case
+
+
 def _dmd_generator(file: VectorFile, name: str) -> Iterator[Row]:
-    case = file.cases[name]
+    case = _with_base(file, name)
     model = _model(file, case)
     result = objectives.dmd_generator_loss(
         model,
@@ -148,6 +168,10 @@ def _dmd_generator(file: VectorFile, name: str) -> Iterator[Row]:
     if "pred_x0" in case:
         yield compare(name, "roll-out", result.x0_BFCHW, case["pred_x0"])
     yield _loss(name, result.loss, case["loss"])
+    if "ckpt0" in name:
+        # Without gradient checkpointing the reference's text cache is constant; we always differentiate the text.
+        yield Row(name, "gradients", "not understood", note="gradients without checkpointing are not ours")
+        return
     result.loss.backward()
     yield from _gradients(name, case, model)
 

@@ -39,17 +39,18 @@ def sample_teacher(
     steps: int = 50,
     guidance: float = 6.0,
     save: Collection[int] = (),
+    sigmas: Tensor | None = None,
 ) -> Trajectory:
-    """Integrates the flow over `steps` shifted noise levels, the last of which is 0.
+    """Integrates the flow over `steps` shifted noise levels, the last of which is 0, or over the `sigmas` given.
 
     The guided flow is `negative + guidance * (conditional - negative)`: here 1.0 means no guidance, unlike the
     distillation's scale. The negative branch keeps context frames and flags, only its text differs; it is skipped
     when `negative_1LD` is None or the guidance is 1.
     """
-    sigmas = schedule.euler_sigmas(steps).to(noise_BFCHW.device)
+    sigmas = (schedule.euler_sigmas(steps) if sigmas is None else sigmas).to(noise_BFCHW.device)
     x = noise_BFCHW
     states: dict[int, Tensor] = {}
-    for i in range(steps):
+    for i in range(len(sigmas) - 1):
         if i in save:
             states[i] = x
         t_B = (sigmas[i] * 1000).expand(x.shape[0])

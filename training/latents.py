@@ -1,0 +1,156 @@
+"""The story world as latents: shards made once by the tiny VAE, and the sampler that cuts training samples from them.
+
+Only story seeds and latents are stored; captions and paraphrases are drawn again from the seed where they are used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shotstream.runtime.decoders.tiny_vae import TinyVAE
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.model.context import choose_context
+from shotstream.training.world import is_held_out, paraphrased, render_shot, sample_story
+
+log = logging.getLogger(__name__)
+
+STORIES_PER_SHARD = 25
+
+
+def training_seeds(first: int, count: int, shots: int) -> Iterator[int]:
+    """Seeds of stories that are not held out, counted from ``first``."""
+    seed = first
+    while count > 0:
+        if not is_held_out(sample_story(seed, shots)):
+            yield seed
+            count -= 1
+        seed += 1
+
+
+def single_positions(shot_frames: int, budget: int, max_history: int) -> list[int]:
+    """Every frame number of a shot that :func:`choose_context` can pick for up to ``max_history`` past shots."""
+    chosen = {
+        frame for history in range(1, max_history + 1) for _, frame in choose_context([shot_frames] * history, budget)
+    }
+    return sorted(chosen)
+
+
+@dataclass(frozen=True)
+class LatentPlan:
+    """What the shards hold: ``stories`` stories of ``shots`` shots of ``frames`` pixel frames, seeds from ``first_seed``."""
+
+    stories: int
+    shots: int = 5
+    frames: int = 33
+    first_seed: int = 0
+    height: int = 80
+    width: int = 128
+
+
+def _render(job: tuple[int, int, int, int, int, int]) -> np.ndarray:
+    seed, shots, shot, frames, height, width = job
+    return render_shot(sample_story(seed, shots), shot, frames, height=height, width=width)
+
+
+@torch.inference_mode()
+def make_latents(vae: TinyVAE, plan: LatentPlan, out: Path, workers: int = 1) -> None:
+    """Write the missing shards of ``plan`` into ``out``; existing ones are kept, so a killed run goes on."""
+    out.mkdir(parents=True, exist_ok=True)
+    seeds = list(training_seeds(plan.first_seed, plan.stories, plan.shots))
+    positions = single_positions(plan.frames, 6, plan.shots - 1)
+    groups = [seeds[i : i + STORIES_PER_SHARD] for i in range(0, len(seeds), STORIES_PER_SHARD)]
+    missing = [(i, g) for i, g in enumerate(groups) if not (out / f"shard_{i:05d}.safetensors").exists()]
+    with get_context("spawn").Pool(workers) as pool:
+        jobs = [
+            (seed, plan.shots, shot, plan.frames, plan.height, plan.width)
+            for _, group in missing for seed in group for shot in range(plan.shots)
+        ]  # fmt: skip
+        rendered = pool.imap(_render, jobs, chunksize=4)
+        for index, group in missing:
+            clips, singles = [], []
+            for _ in range(len(group) * plan.shots):
+                video = torch.from_numpy(next(rendered)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+                clips.append(vae.encode_base(video[None])[0].half())
+                singles.append(vae.encode_base(video[positions][:, None])[:, 0].half())
+            shape = (len(group), plan.shots)
+            path = out / f"shard_{index:05d}.safetensors"
+            scratch = path.with_suffix(".tmp")
+            save_file(
+                {
+                    "seeds": torch.tensor(group),
+                    "clips": torch.stack(clips).unflatten(0, shape).contiguous(),
+                    "singles": torch.stack(singles).unflatten(0, shape).contiguous(),
+                },
+                scratch,
+            )
+            scratch.replace(path)
+            log.info("shard %d of %d written", index + 1, len(groups))
+
+
+class LatentStories:
+    """All shards of a folder in memory (float16), sampled by story, shot and frame; :meth:`refresh` picks up new shards."""
+
+    def __init__(self, folder: Path, plan: LatentPlan) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.positions = single_positions(plan.frames, 6, plan.shots - 1)
+        self._known: list[str] = []
+        self.seeds: list[int] = []
+        self._clips: list[Tensor] = []
+        self._singles: list[Tensor] = []
+        self.refresh()
+        if not self.seeds:
+            raise UserError(f"no latent shards in {folder}; run 'shotstream train latents' first")
+
+    def refresh(self) -> int:
+        """Load shards that appeared since; returns the number of stories."""
+        for path in sorted(self.folder.glob("shard_*.safetensors")):
+            if path.name in self._known:
+                continue
+            with safe_open(path, "pt") as file:
+                self.seeds += file.get_tensor("seeds").tolist()
+                self._clips += list(file.get_tensor("clips"))
+                self._singles += list(file.get_tensor("singles"))
+            self._known.append(path.name)
+        return len(self.seeds)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def clip(self, story: int, shot: int, frames: int) -> Tensor:
+        """First ``frames`` latents of a shot, float32 ``[frames, C, H, W]``."""
+        return self._clips[story][shot, :frames].float()
+
+    def single(self, story: int, shot: int, position: int) -> Tensor:
+        """The ``position``-th of the singly encoded frames of a shot, float32 ``[C, H, W]``."""
+        return self._singles[story][shot, position].float()
+
+    def context(self, story: int, shot: int, budget: int = 6) -> tuple[Tensor, list[int]]:
+        """Context latents ``[budget, C, H, W]`` and their shots, chosen from the shots before ``shot``."""
+        chosen = choose_context([self.plan.frames] * shot, budget)
+        latents = [self.single(story, s, self.positions.index(frame)) for s, frame in chosen]
+        return torch.stack(latents), [s for s, _ in chosen]
+
+    def captions(self, story: int, shots: Sequence[int], wording: int | None) -> list[str]:
+        """Full captions of the given shots: canonical when ``wording`` is None, else paraphrased by that seed."""
+        return full_captions(self.seeds[story], self.plan.shots, shots, wording)
+
+
+def full_captions(seed: int, shots_in_story: int, shots: Sequence[int], wording: int | None) -> list[str]:
+    """Global caption, zero-based label and shot caption joined without a separator (algorithm.md 4.1)."""
+    story = sample_story(seed, shots_in_story)
+    if wording is None:
+        whole, parts = story.global_caption, [story.shot_caption(k) for k in range(shots_in_story)]
+    else:
+        whole, parts = paraphrased(story, wording)
+    return [f"{whole}shot{k}:{parts[k]}" for k in shots]

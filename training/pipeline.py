@@ -1,0 +1,164 @@
+"""The stages of a recipe in order, each finding what earlier ones left in the run's folder. Progress is the caller's.
+
+Folder of a run: ``vae/``, ``latents/``, ``held_out/``, ``teacher/``, ``ode/``, ``intra/``, ``inter/`` (checkpoints, logs,
+sheets) and ``weights/`` (what the runtime loads).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from shotstream.runtime.decoders.tiny_vae import TinyVAE
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.model.transformer import Transformer
+from shotstream.training.dmd_stage import DmdRecipe, InterStage, IntraStage
+from shotstream.training.latents import LatentStories, make_latents
+from shotstream.training.lora import merge_adapters
+from shotstream.training.ode_stage import OdeStage, Pairs, make_pairs
+from shotstream.training.recipe import Recipe
+from shotstream.training.teacher_stage import TeacherStage, training_attention
+from shotstream.training.trainer import Ema, LoopConfig, Stage, run_stage
+from shotstream.training.vae_stage import run_vae_stage
+from shotstream.training.weights import load_dit_weights, load_text_weights, save_weights
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+
+
+class Pipeline:
+    """Runs single stages of ``recipe`` in ``out``; every method can be killed and called again."""
+
+    def __init__(
+        self, recipe: Recipe, out: Path, device: str = "cpu", minutes: float | None = None, progress: Progress | None = None
+    ) -> None:  # fmt: skip
+        self.recipe, self.out, self.device, self.minutes = recipe, out, device, minutes
+        self.progress = progress or (lambda stage, done, total, figures: None)
+
+    def run(self, stage: str) -> bool:
+        """Run one stage by name; False when its time slice ended before it was finished."""
+        steps = {
+            "vae": self.vae, "latents": self.latents, "teacher": self.teacher, "ode": self.ode,
+            "intra": self.intra, "inter": self.inter, "export": self.export,
+        }  # fmt: skip
+        if stage not in steps:
+            raise UserError(f"there is no stage {stage!r}; stages are {', '.join(steps)} and all")
+        return steps[stage]()
+
+    def vae(self) -> bool:
+        """Train the codec."""
+        path = self._file("vae", "vae")
+        if path.exists():
+            return True
+        recipe = self.recipe.vae if self.minutes is None else replace(self.recipe.vae, minutes=self.minutes)
+        run_vae_stage(recipe, path.parent)
+        return path.exists()
+
+    def latents(self) -> bool:
+        """Encode the training and the held-out stories."""
+        vae = self._vae()
+        make_latents(vae, self.recipe.held_out, self.out / "held_out", self.recipe.render_workers)
+        make_latents(vae, self.recipe.latents, self.out / "latents", self.recipe.render_workers)
+        return True
+
+    def teacher(self) -> bool:
+        """Train the bidirectional next-shot model with the text encoder."""
+        recipe = self.recipe.teacher
+        stage = TeacherStage(recipe, self._data(), self._held_out(), self._vae(), self.device)
+        done = self._loop(stage, recipe.loop)
+        self._keep(stage.ema, stage.model, self._file("teacher", "dit"))
+        save_weights(stage.text, stage.text.config.to_json(), self._file("teacher", "text"))
+        stage.ema.swap()
+        return done
+
+    def ode(self) -> bool:
+        """Teacher trajectories, then the causal student."""
+        recipe = self.recipe.ode
+        text, data = self._text(), self._data()
+        teacher = self._dit("teacher")
+        make_pairs(
+            teacher.eval(), text, data, recipe, self.out / "ode" / "pairs", lambda i, n: self.progress("pairs", i, n, {})
+        )
+        pairs = Pairs(self.out / "ode" / "pairs")
+        stage = OdeStage(recipe, teacher.train(), text, pairs, self._held_out(), self._vae())
+        done = self._loop(stage, recipe.loop)
+        self._keep(stage.ema, stage.model, self._file("ode", "dit"))
+        return done
+
+    def intra(self) -> bool:
+        """Self-forcing distillation behind true history."""
+        stage = IntraStage(self.recipe.intra, *self._dmd_parts("ode"))
+        return self._dmd(stage, self.recipe.intra)
+
+    def inter(self) -> bool:
+        """Self-forcing distillation behind the model's own history."""
+        stage = InterStage(self.recipe.inter, *self._dmd_parts("intra"))
+        return self._dmd(stage, self.recipe.inter)
+
+    def export(self) -> bool:
+        """Half-precision copies of the last finished stage's weights, as the runtime loads them."""
+        last = next((s for s in ("inter", "intra", "ode") if self._file(s, "dit").exists()), None)
+        if last is None:
+            raise UserError(f"{self.out} holds no trained student yet; run 'shotstream train ode' first")
+        weights = self.out / "weights"
+        student = load_dit_weights(self._file(last, "dit"), last)
+        text = self._text()
+        save_weights(student, student.config.to_json(), weights / "dit.safetensors", torch.float16)
+        save_weights(text, text.config.to_json(), weights / "text.safetensors", torch.float16)
+        TinyVAE.load(self._file("vae", "vae")).save(weights / "vae.safetensors", torch.float16)
+        shutil.copyfile(self._sheet(last), weights / "sheet.png")
+        return True
+
+    def _dmd(self, stage: IntraStage | InterStage, recipe: DmdRecipe) -> bool:
+        done = self._loop(stage, recipe.loop)
+        self._keep(stage.ema, stage.generator, self._file(stage.name, "dit"))
+        return done
+
+    def _dmd_parts(self, before: str) -> tuple:  # type: ignore[type-arg]
+        generator = self._dit(before).train()
+        return (
+            generator, self._dit("teacher").train(), self._dit("teacher"), self._text(), self._data(), self._held_out(),
+            self._vae(),
+        )  # fmt: skip
+
+    def _loop(self, stage: Stage, loop: LoopConfig) -> bool:
+        return run_stage(
+            stage, loop, self.out / stage.name, self.minutes,
+            lambda done, total, figures: self.progress(stage.name, done, total, figures),
+        )  # fmt: skip
+
+    def _keep(self, ema: Ema, model: Transformer, path: Path) -> None:
+        """Leave the averaged weights in place and write them, adapters merged."""
+        ema.swap()
+        merge_adapters(model)
+        save_weights(model, model.config.to_json(), path)
+
+    def _file(self, stage: str, part: str) -> Path:
+        return self.out / stage / f"{part}.safetensors"
+
+    def _sheet(self, stage: str) -> Path:
+        return sorted((self.out / stage).glob("sheet_*.png"))[-1]
+
+    def _dit(self, stage: str) -> Transformer:
+        model = load_dit_weights(self._file(stage, "dit"), stage)
+        for block in model.blocks:
+            block.attention = training_attention(self.device)
+        return model.to(self.device)
+
+    def _text(self):  # type: ignore[no-untyped-def]
+        return load_text_weights(self._file("teacher", "text")).to(self.device)
+
+    def _vae(self) -> TinyVAE:
+        path = self._file("vae", "vae")
+        if not path.exists():
+            raise UserError(f"{path} does not exist; run 'shotstream train vae' first")
+        return TinyVAE.load(path).eval().requires_grad_(False).to(self.device)
+
+    def _data(self) -> LatentStories:
+        return LatentStories(self.out / "latents", self.recipe.latents)
+
+    def _held_out(self) -> LatentStories:
+        return LatentStories(self.out / "held_out", self.recipe.held_out)

@@ -1,0 +1,101 @@
+"""Recipes: yaml files into frozen dataclasses, every key checked. What a stage does with its part is the stage's affair."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shotstream.runtime.errors import UserError
+from shotstream.training.dmd_stage import DmdRecipe
+from shotstream.training.latents import LatentPlan
+from shotstream.training.ode_stage import OdeRecipe
+from shotstream.training.teacher_stage import TeacherRecipe
+from shotstream.training.vae_stage import VAERecipe
+
+STAGES = ("vae", "latents", "teacher", "ode", "intra", "inter", "export")
+"""In the order in which they need each other."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model's whole training. ``latents`` are the training stories, ``held_out`` those of the sample sheets."""
+
+    name: str
+    vae: VAERecipe = field(default_factory=VAERecipe)
+    latents: LatentPlan = field(default_factory=lambda: LatentPlan(stories=1000))
+    held_out: LatentPlan = field(default_factory=lambda: LatentPlan(stories=25, first_seed=50_000_000))
+    teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
+    ode: OdeRecipe = field(default_factory=OdeRecipe)
+    intra: DmdRecipe = field(default_factory=DmdRecipe)
+    inter: DmdRecipe = field(default_factory=lambda: DmdRecipe(steps=20, batch=4, lora_rank=32, seed=3))
+    render_workers: int = 2
+
+
+def load_recipe(name_or_file: str) -> Recipe:
+    """A shipped recipe by name or a yaml file by path; :class:`UserError` names the file and the key that is wrong."""
+    shipped = resources.files("shotstream.training") / "recipes"
+    names = sorted(p.name.removesuffix(".yaml") for p in shipped.iterdir() if p.name.endswith(".yaml"))
+    if name_or_file in names:
+        text, where = (shipped / f"{name_or_file}.yaml").read_text(), f"recipe {name_or_file}"
+    else:
+        path = Path(name_or_file)
+        if not path.is_file():
+            raise UserError(f"recipe {name_or_file!r} is neither a file nor a shipped recipe ({', '.join(names)})")
+        text, where = path.read_text(), str(path)
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not valid yaml: {' '.join(str(error).split())}") from error
+    return build(Recipe, values, where)
+
+
+def explain(recipe: Recipe) -> str:
+    """The recipe in full, defaults included, as yaml."""
+    return yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def build(kind: Any, value: Any, where: str) -> Any:
+    """Convert plain yaml into ``kind`` (dataclasses, tuples, numbers, strings), naming the place of any mismatch."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return build(next(a for a in typing.get_args(kind) if a is not type(None)), value, where)
+    if is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} must be a mapping, got {type(value).__name__}")
+        hints = typing.get_type_hints(kind)
+        known = [f.name for f in fields(kind)]
+        for key in value:
+            if key not in known:
+                raise UserError(f"{where} has the unknown key {key!r}; known are {', '.join(known)}")
+        try:
+            return kind(**{k: build(hints[k], v, f"{where}: {k}") for k, v in value.items()})
+        except TypeError as error:
+            raise UserError(f"{where} is incomplete: {error}") from error
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise UserError(f"{where} must be a list, got {type(value).__name__}")
+        args = typing.get_args(kind)
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) != len(value):
+            raise UserError(f"{where} must have {len(kinds)} entries, got {len(value)}")
+        return tuple(build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise UserError(f"{where} must be {kind.__name__}, got {value!r}")
+    return value

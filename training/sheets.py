@@ -1,0 +1,33 @@
+"""Contact sheets of training: rows of frames with a caption line, one PNG a sheet. Pixels only, no models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+_CAPTION = 14
+
+
+def to_uint8(video: Tensor) -> np.ndarray:
+    """Pixels in [-1, 1] ``[..., 3, H, W]`` to uint8 ``[..., H, W, 3]``."""
+    return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
+
+
+def write_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], path: Path) -> None:
+    """One row per entry: its caption above its frames (uint8 ``[H, W, 3]``, all of one size)."""
+    height, width = rows[0][1][0].shape[:2]
+    columns = max(len(frames) for _, frames in rows)
+    sheet = Image.new("RGB", (columns * width, len(rows) * (height + _CAPTION)))
+    draw = ImageDraw.Draw(sheet)
+    for r, (caption, frames) in enumerate(rows):
+        top = r * (height + _CAPTION)
+        draw.text((3, top + 1), caption[: columns * width // 6], fill=(235, 235, 235))
+        for c, frame in enumerate(frames):
+            sheet.paste(Image.fromarray(frame), (c * width, top + _CAPTION))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

@@ -1,0 +1,60 @@
+"""Weights that leave training: safetensors with the configuration as json in the metadata. No optimizer state."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shotstream.runtime.config import DiTConfig
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.model.transformer import Transformer
+from shotstream.runtime.text.tiny import TinyTextConfig, TinyTextEncoder
+
+
+def save_weights(module: nn.Module, config_json: str, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a module's state dict in ``dtype`` with its configuration; atomic."""
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(key.encode())
+        digest.update(tensors[key].view(torch.uint8).numpy().tobytes())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    metadata = {"format": "shotstream", "config": config_json, "sha256": digest.hexdigest()}
+    save_file(tensors, scratch, metadata=metadata)
+    scratch.replace(path)
+
+
+def _read(path: Path, made_by: str) -> tuple[dict[str, Tensor], str]:
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run 'shotstream train {made_by}' first")
+    try:
+        with safe_open(path, "pt") as file:
+            config = (file.metadata() or {}).get("config", "")
+            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  (not a mapping)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); run 'shotstream train {made_by}' again") from error
+    if not config:
+        raise UserError(f"{path} carries no configuration; it was not written by 'shotstream train {made_by}'")
+    return tensors, config
+
+
+def load_dit_weights(path: Path, made_by: str) -> Transformer:
+    """A transformer written by the stage ``made_by``."""
+    tensors, config = _read(path, made_by)
+    model = Transformer(DiTConfig.from_json(config))
+    model.load_state_dict(tensors)
+    return model
+
+
+def load_text_weights(path: Path, made_by: str = "teacher") -> TinyTextEncoder:
+    """The text encoder written by the teacher stage."""
+    tensors, config = _read(path, made_by)
+    text = TinyTextEncoder(TinyTextConfig.from_json(config))
+    text.load_state_dict(tensors)
+    return text.eval()
