@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -166,12 +165,15 @@ def read_checkpoint(path: Path | str, role: str = "generator") -> Checkpoint:
     if layout == "diffusers":
         tensors = diffusers_dit_to_wan(tensors)
     config = None
-    if stored := file.metadata.get("format"):
-        if stored == FORMAT:
-            _check_hash(file, tensors)
+    stored = file.metadata.get("format", "")
+    if stored.startswith("shotstream.") and stored != FORMAT:
+        raise UserError(f"{file.path} is a '{stored}' file, not the '{FORMAT}' that is needed here")
+    if "config" in file.metadata:
+        _check_hash(file, tensors)
+        try:
             config, layout = DiTConfig.from_json(file.metadata["config"]), "shotstream"
-        elif stored.startswith("shotstream."):
-            raise UserError(f"{file.path} is a '{stored}' file, not the '{FORMAT}' that is needed here")
+        except ValueError as error:
+            raise UserError(f"the configuration in {file.path} is not readable ({error})") from error
     return Checkpoint(file.path, "shotstream-pt" if from_pt and layout == "wan" else layout, tensors, config)
 
 
@@ -290,10 +292,7 @@ def write_safetensors(path: Path | str, tensors: StateDict, metadata: dict[str, 
 
 
 def _check_hash(file: WeightFile, tensors: Mapping[str, torch.Tensor]) -> None:
-    stored: Any = file.metadata.get("sha256")
-    if "config" not in file.metadata or not stored:
-        raise UserError(f"{file.path} lacks the config or the sha256 that a '{FORMAT}' file carries; convert it again")
-    if content_hash(tensors) != stored:
-        raise UserError(
-            f"{file.path} is damaged: its tensors do not match the stored sha256; fetch or convert it again"
-        )
+    """Compare with the stored hash where there is one (a training checkpoint may have the config alone)."""
+    stored = file.metadata.get("sha256")
+    if stored and content_hash(tensors) != stored:
+        raise UserError(f"{file.path} is damaged: its tensors do not match their sha256; fetch or convert it again")
