@@ -17,6 +17,8 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.farewell = "stopped"
+        """The sentence that is said when an interruption has ended the command; it may put in what was saved."""
         self._shields = 0
         self._previous: dict[signal.Signals, Any] = {}
 

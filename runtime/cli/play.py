@@ -160,6 +160,9 @@ def _play(settings: Settings, source: StorySource, model: ModelChoice, choice: F
                 plan = FilmPlan(source, choice.seed, choice.chunks, made)
                 make_film(runtime, plan, film, progress, settings.interrupts.shield)
         finally:
+            settings.interrupts.farewell = f"stopped after {film.frames} frames in {film.shots} shots" + (
+                f"; they are in {choice.out}" if film.frames else ""
+            )
             _sum_up(console, film)
 
 
@@ -186,11 +189,10 @@ def _sinks(choice: FilmChoice, console: Console) -> list[tuple[str, Path, dict[s
 
 def _sum_up(console: Console, film: Film) -> None:
     """The last lines: what was made, how fast, and where it is (paths alone on standard output)."""
-    if film.frames:
-        how = "made" if film.complete else "stopped early; made"
+    if film.complete:
         first = film.first_frame_seconds or 0.0
         console.print(
-            f"{how} {film.shots} shots, {film.frames} frames in {film.seconds:.1f} s: "
+            f"made {film.shots} shots, {film.frames} frames in {film.seconds:.1f} s: "
             f"{film.frames_per_second:.1f} fps, first frame after {first:.2f} s",
             highlight=False,
             soft_wrap=True,
