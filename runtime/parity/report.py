@@ -167,11 +167,12 @@ class ParityReport:
             status = f"[{style[row.status]}]{row.status}[/]" + (f" ({_plain(row.note)})" if row.note else "")
             table.add_row(_plain(row.case), _plain(row.quantity), _number(row.error), _number(row.tolerance), status)
         console.print(table)
-        for title, wanted in (
-            ("not in this file", "absent"),
-            ("not understood", "not understood"),
-            ("skipped", "skipped"),
-        ):
+        remarks: dict[str, Status] = {
+            "not in this file": "absent",
+            "not understood": "not understood",
+            "skipped": "skipped",
+        }
+        for title, wanted in remarks.items():
             found = [row.case + (f" ({row.note})" if row.note else "") for row in self.rows if row.status == wanted]
             if found:
                 console.print(_plain(f"{title}: {', '.join(found)}"))
@@ -230,6 +231,10 @@ def _checked(group: CaseGroup, file: VectorFile, name: str) -> list[Row]:
         rows.append(Row(name, "", "not understood", note=str(reason)))
     except UserError as error:
         rows.append(Row(name, "", "failed", note=str(error)))
+    except LookupError as error:
+        # A variant that we do not know may lack an entry; one that every file has may not.
+        status: Status = "failed" if name in group.expected else "not understood"
+        rows.append(Row(name, "", status, note=f"it has no {error.args[0]}"))
     except Exception as error:
         log.debug("the check of %s broke", name, exc_info=True)
         rows.append(Row(name, "", "failed", note=f"the check broke: {type(error).__name__}: {error}"))

@@ -25,18 +25,22 @@ _NAMES = {
     "sink": ("sink_size", "sink", "sink_frames", "S"),
     "unroped": ("use_wo_rope_cache", "wo_rope_cache", "unroped"),
 }
-_UNROPED_NAME = re.compile(r"wo_?rope|unroped|un_roped|norope_cache")
-_WINDOW_NAME = re.compile(r"_(?:w|win|window|local|roll)_?(\d+)")
-_SINK_NAME = re.compile(r"_(?:s|sink)_?(\d+)")
+_UNROPED_NAME = re.compile(r"wo_?rope|un_?roped|norope_cache", re.IGNORECASE)
+_WINDOW_NAME = re.compile(r"_(?:w|win|window|local|roll)_?(\d+)", re.IGNORECASE)
+_SINK_NAME = re.compile(r"_(?:s|sink)_?(\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Window:
-    """A case's window in latent frames (None: nothing is ever dropped), its sink, and whether keys are unrotated."""
+    """A case's window in latent frames (None: nothing is ever dropped), its sink, and whether keys are unrotated.
+
+    guessed: read from the case's name rather than from its content.
+    """
 
     frames: int | None = None
     sink: int = 0
     unroped: bool = False
+    guessed: bool = False
 
     @property
     def named(self) -> bool:
@@ -45,24 +49,39 @@ class Window:
 
 
 def _field(case: Mapping[str, Any], key: str) -> Any:
-    places = [
-        case,
-        *(case[k] for k in ("model_kwargs", "config", "settings", "options") if isinstance(case.get(k), Mapping)),
-    ]
+    nested = [case.get(k) for k in ("model_kwargs", "config", "settings", "options", "kwargs")]
+    places = [case, *(place for place in nested if isinstance(place, Mapping))]
     return next((place[name] for place in places for name in _NAMES[key] if name in place), None)
 
 
+def _recorded_capacity(case: Mapping[str, Any]) -> int | None:
+    """Frames that the recorded cache can hold, where one is recorded and smaller than the shot."""
+    try:
+        layer = case["cache_after_chunk"][0][0]
+        frames = int(layer["capacity"]) * case["cond"].shape[1] // layer["ctx_k"].shape[1]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return frames if frames < case["noise"].shape[1] else None
+
+
 def window_of(name: str, case: Mapping[str, Any]) -> Window:
-    """Reads the window from a case's fields, else from its name; raises NotUnderstood for a rolling case with neither."""
+    """Reads the window from a case's fields, its recorded caches or its name.
+
+    Raises NotUnderstood for a rolling case that gives it nowhere.
+    """
     frames, sink, unroped = (_field(case, key) for key in ("frames", "sink", "unroped"))
+    frames = _recorded_capacity(case) if frames is None else frames
+    guessed = False
     if frames is None and (found := _WINDOW_NAME.search(name)):
-        frames = int(found[1])
+        frames, guessed = int(found[1]), True
     if sink is None and (found := _SINK_NAME.search(name)):
         sink = int(found[1])
+    elif sink is None and frames is not None:
+        guessed = True
     unroped = bool(unroped) or bool(_UNROPED_NAME.search(name))
     if "_roll" in name and frames is None and not unroped:
-        raise NotUnderstood("neither its fields nor its name give the window in frames")
-    return Window(None if frames is None or int(frames) < 0 else int(frames), int(sink or 0), unroped)
+        raise NotUnderstood("neither its content nor its name gives the window in frames")
+    return Window(None if frames is None or int(frames) < 0 else int(frames), int(sink or 0), unroped, guessed)
 
 
 class ReferenceWindow:
@@ -130,13 +149,14 @@ class UnropedWindow(ReferenceWindow):
     rotating unrotated ones afresh, up to rounding. The flag of all window keys is the shot's and needs no change.
     """
 
+    LAST_START = 18
+    """Largest position, counted from the first target position, of a chunk's first frame: a literal there."""
+
     def __init__(self, config: DiTConfig, tokens: int, window: Window) -> None:
         if window.sink:
             raise NotUnderstood("the un-roped cache with a sink misplaces frames in the reference")
         super().__init__(config, tokens, window)
-        self.capacity = window.frames or 21
-        self.last_start = self.capacity - config.chunk_frames
-        """Largest position, counted from the first target position, of a chunk's first frame."""
+        self.capacity = window.frames or self.LAST_START + config.chunk_frames
 
     def chunk(self, start_frame: int) -> KeyStore:
         """Writer of a chunk's passes that moves what is older to its place in the window."""
@@ -153,7 +173,7 @@ class _UnropedWriter(_WindowWriter):
         for place, frame in enumerate(sorted(frames)):
             k, v = frames[frame]
             first_of_chunk = frame - frame % owner.chunk_frames
-            written = min(first_of_chunk, owner.last_start) + frame % owner.chunk_frames
+            written = min(first_of_chunk, owner.LAST_START) + frame % owner.chunk_frames
             moved.append((_turn_time(k, place - written), v))
         return _joined(owner.past[layer], moved)
 
