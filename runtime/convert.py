@@ -28,6 +28,7 @@ from shotstream.runtime.model.state_dicts import (
     read_checkpoint,
     save_dit,
     wan_dit_to_diffusers,
+    whole_file,
     write_safetensors,
 )
 
@@ -118,7 +119,8 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], config: DiTConfig, t
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     if to == "shotstream-pt":
         target = path / "model.pt" if path.is_dir() else path
-        _save_torch(target, {"generator": {f"model.{key}": value for key, value in plain.items()}})
+        with whole_file(target) as partial:
+            torch.save({"generator": {f"model.{key}": value for key, value in plain.items()}}, partial)
         return target, content_hash(plain)
     as_folder = to == "diffusers" or path.suffix != ".safetensors"
     if to == "diffusers" and path.suffix:
@@ -130,17 +132,6 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], config: DiTConfig, t
         settings = diffusers_settings(config) if to == "diffusers" else wan_settings(config)
         (path / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
     return target, content_hash(plain)
-
-
-def _save_torch(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, partial)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}") from error
 
 
 def _verify(path: Path, config: DiTConfig, digest: str) -> None:

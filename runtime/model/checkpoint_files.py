@@ -129,7 +129,7 @@ def _open_torch(path: Path) -> WeightFile:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         what = " ".join(str(error).split())
-        if "Weights only load failed" in what or "weights_only" in what:
+        if "Unsupported" in what or "allowed global" in what:
             raise UserError(f"{path} holds more than tensors and plain containers and is refused for safety") from error
         raise UserError(f"{path} is not a readable torch file: {what[:160]}") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:

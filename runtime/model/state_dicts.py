@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from shotstream.runtime.config import DiTConfig
@@ -52,6 +54,7 @@ __all__ = [
     "wan_dit_to_diffusers",
     "wan_t5_to_transformers",
     "wan_vae_to_diffusers",
+    "whole_file",
     "write_safetensors",
 ]
 
@@ -279,16 +282,24 @@ def save_dit(path: Path | str, sd: Mapping[str, torch.Tensor], config: DiTConfig
 
 
 def write_safetensors(path: Path | str, tensors: StateDict, metadata: dict[str, str]) -> None:
-    """Write beside the target first and then rename, so that an interrupted write leaves no broken file."""
-    path = Path(path)
+    """Write a safetensors file whole or not at all; ``UserError`` if it cannot be written."""
+    with whole_file(Path(path)) as partial:
+        save_file(tensors, str(partial), metadata=metadata)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what becomes ``path`` once the block has ended well: an interruption leaves no broken file."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, str(partial), metadata=metadata)
+        yield partial
         partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        if partial.is_file():
+            partial.unlink()
 
 
 def _check_hash(file: WeightFile, tensors: Mapping[str, torch.Tensor]) -> None:
