@@ -82,7 +82,6 @@ class BenchReport:
     late_over_early: float | None
     """Median of a late shot's chunks (20, or the last) against shot 2's, chunk for chunk; None under three shots."""
     late_shot: int
-    states: dict[str, str] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
@@ -175,7 +174,6 @@ def summarise(
         gpu_peak_mb=_gpu_peak_mb(runtime.device),
         late_over_early=late_over_early(samples, EARLY_SHOT - 1, late - 1) if late > EARLY_SHOT else None,
         late_shot=late,
-        states={state.name: state.state for state in runtime.describe()},
         machine=_machine(runtime),
     )
 

@@ -15,6 +15,7 @@ from importlib import metadata, resources
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from shotstream.runtime.plugins import Registry
 
@@ -189,12 +190,17 @@ def _weights() -> list[Check]:
                     "embedded weights", "tiny", "no weights in this installation; --weights random plays noise", False
                 )
             ]
-        return [
-            Check(
-                "embedded weights", str(file.relative_to(path)), f"{size_of(file)}, sha256 {sha256_of(file)[:16]}", True
-            )
-            for file in files
-        ]
+        return [_weights_file(file, str(file.relative_to(path))) for file in files]
+
+
+def _weights_file(file: Path, name: str) -> Check:
+    """Whether a safetensors file is whole as far as its header tells, with the start of its SHA-256."""
+    try:
+        with safe_open(file, "pt") as opened:
+            count = len(opened.keys())
+    except (SafetensorError, OSError) as error:
+        return Check("embedded weights", name, f"cannot be read: {error}", False)
+    return Check("embedded weights", name, f"{size_of(file)}, {count} tensors, sha256 {sha256_of(file)[:16]}", True)
 
 
 def size_of(path: Path) -> str:

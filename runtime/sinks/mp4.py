@@ -29,6 +29,9 @@ _FINISHED = {"movflags": "faststart"}
 _ENCODER = {"crf": "17", "preset": "veryfast", "tune": "zerolatency"}
 
 
+_FAILURES = (OSError, av.FFmpegError)
+
+
 class Mp4Sink:
     """Writes `target` as H.264, yuv420p. Every shot starts with a key frame. Options: `scale` (whole number, 1..8)
     enlarges the picture."""
@@ -50,8 +53,8 @@ class Mp4Sink:
         self._size = (info.width * self._scale // 2 * 2, info.height * self._scale // 2 * 2)
         try:
             self._container = av.open(str(self.target), mode="w", format="mp4", options=_GROWING)
-        except OSError as error:
-            raise UserError(f"cannot write {self.target}: {error.strerror or error}") from None
+        except _FAILURES as error:
+            raise _cannot_write(self.target, error) from None
         stream = self._container.add_stream("libx264", rate=info.frames_per_second, options=dict(_ENCODER))
         stream.width, stream.height = self._size
         stream.pix_fmt = "yuv420p"
@@ -76,8 +79,8 @@ class Mp4Sink:
                     self._shot = chunk.shot
                 self._container.mux(self._stream.encode(frame))
                 self._frames += 1
-        except OSError as error:
-            raise UserError(f"cannot write {self.target}: {error.strerror or error}") from None
+        except _FAILURES as error:
+            raise _cannot_write(self.target, error) from None
 
     def close(self, complete: bool = True) -> list[Path]:
         """Finish the file. A film without frames leaves no file."""
@@ -88,11 +91,15 @@ class Mp4Sink:
                 container.close()
                 if self._frames:
                     _move_index_to_front(self.target)
-            except OSError as error:  # av's errors are OSErrors; what is on disk stays playable
+            except _FAILURES as error:  # what is on disk stays playable
                 log.warning("%s could not be finished: %s", self.target, error)
             if not self._frames:
                 self.target.unlink(missing_ok=True)
         return [self.target] if self._frames else []
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    return UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")
 
 
 def _move_index_to_front(path: Path) -> None:
