@@ -44,7 +44,9 @@ def draw_condition(
     if shot == 0 or rng.random() < context_drop:
         like = data.single(story, 0, 0)
         routing = route_frames([], frames, 0, 1, context_frames=config.context_frames, context_dropped=True)
-        return Condition(like.new_zeros(config.context_frames, *like.shape), routing, data.captions(story, [shot], wording))
+        return Condition(
+            like.new_zeros(config.context_frames, *like.shape), routing, data.captions(story, [shot], wording)
+        )
     context, shots = data.context(story, shot, config.context_frames)
     routing = route_frames(shots, frames, shot, shot + 1, context_frames=config.context_frames)
     return Condition(context, routing, data.captions(story, list(range(shot + 1)), wording))

@@ -36,9 +36,8 @@ def _parity_groups() -> list[CaseGroup]:
     return parity_cases.parity_groups()
 
 
-def plugin() -> TrainingPlugin:
-    """Entry point ``shotstream.plugins``."""
-    return TrainingPlugin()
+plugin = TrainingPlugin()
+"""Entry point ``shotstream.plugins``."""
 
 
 def mount(app: typer.Typer) -> None:
@@ -51,7 +50,9 @@ def train(
     recipe: Annotated[str, typer.Option("--recipe", help="Shipped recipe by name, or a yaml file.")] = "tiny",
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/RECIPE.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
-    minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after this time; run again to go on.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Stop after this time; run again to go on.")
+    ] = None,
     explain_only: Annotated[bool, typer.Option("--explain", help="Print the recipe in full and stop.")] = False,
 ) -> None:
     """Train a model of the story world, stage by stage; a killed stage goes on where its last checkpoint was."""

@@ -98,7 +98,7 @@ class ClipPool:
             return self._source(self.config.first_seed + number, shape[0], shape[1], shape[2])
         try:
             return np.frombuffer(self._pipe.recv_bytes(), np.uint8).reshape(shape)
-        except EOFError as error:
+        except (EOFError, OSError) as error:
             raise RuntimeError("the clip worker died; its own output says why") from error
 
     def advance(self, step: int) -> None:

@@ -1,6 +1,7 @@
 """Stages ``intra`` and ``inter``: distribution matching with self-forcing, inside a shot and across shots.
 
-``intra`` draws one shot behind ground-truth history per step; ``inter`` makes whole stories shot by shot, each behind the
+``intra`` draws one shot behind ground-truth history per step; ``inter`` makes whole stories shot by shot, each behind
+the
 model's own decoded shots, with LoRA adapters on generator and critic. Source: algorithm.md 8.6 to 8.8.
 """
 
@@ -57,7 +58,9 @@ class DmdRecipe:
     @property
     def loop(self) -> LoopConfig:
         """Loop settings."""
-        return LoopConfig(self.steps, self.warmup, self.decay, save_every=20, log_every=10, sheet_every=self.sheet_every)
+        return LoopConfig(
+            self.steps, self.warmup, self.decay, save_every=20, log_every=10, sheet_every=self.sheet_every
+        )
 
 
 class _Dmd:
@@ -164,9 +167,7 @@ class InterStage(_Dmd):
         stories = rng.integers(len(self.data), size=recipe.batch)
         wordings = [int(w) for w in rng.integers(1 << 30, size=recipe.batch)]
         shots = min(recipe.shots, self.data.plan.shots)
-        captions = [
-            self.data.captions(int(s), list(range(shots)), w) for s, w in zip(stories, wordings, strict=True)
-        ]
+        captions = [self.data.captions(int(s), list(range(shots)), w) for s, w in zip(stories, wordings, strict=True)]
         videos: list[Tensor] = []
         figures: dict[str, float] = {}
         for shot in range(shots):

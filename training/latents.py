@@ -47,7 +47,9 @@ def single_positions(shot_frames: int, budget: int, max_history: int) -> list[in
 
 @dataclass(frozen=True)
 class LatentPlan:
-    """What the shards hold: ``stories`` stories of ``shots`` shots of ``frames`` pixel frames, seeds from ``first_seed``."""
+    """What the shards hold: ``stories`` stories of ``shots`` shots of ``frames`` pixel frames, seeds from
+    ``first_seed``.
+    """
 
     stories: int
     shots: int = 5
@@ -98,7 +100,9 @@ def make_latents(vae: TinyVAE, plan: LatentPlan, out: Path, workers: int = 1) ->
 
 
 class LatentStories:
-    """All shards of a folder in memory (float16), sampled by story, shot and frame; :meth:`refresh` picks up new shards."""
+    """All shards of a folder in memory (float16), sampled by story, shot and frame; :meth:`refresh` picks up new
+    shards.
+    """
 
     def __init__(self, folder: Path, plan: LatentPlan) -> None:
         self.folder = folder

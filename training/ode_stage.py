@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OdeRecipe:
-    """Hyper-parameters. ``substeps`` Euler steps lie between two neighbouring student steps, so that the saved states have
+    """Hyper-parameters. ``substeps`` Euler steps lie between two neighbouring student steps, so that the saved states
+    have
     exactly the student's noise levels; the reference's 50 uniform steps have them at 0, 13, 25 and 37."""
 
     pairs: int = 480
@@ -67,7 +69,7 @@ class OdeRecipe:
 def sampler_sigmas(schedule: NoiseSchedule, nominal: tuple[int, ...], substeps: int) -> Tensor:
     """Noise levels from 1 to 0 that pass through the student's, with ``substeps`` Euler steps between neighbours."""
     levels = [n / 1000 for n in nominal] + [0.0]
-    u = [torch.linspace(a, b, substeps + 1)[:-1] for a, b in zip(levels[:-1], levels[1:], strict=True)]
+    u = [torch.linspace(a, b, substeps + 1)[:-1] for a, b in pairwise(levels)]
     return shift_sigma(torch.cat([*u, torch.zeros(1)]), schedule.shift)
 
 
@@ -196,5 +198,5 @@ class OdeStage:
     def sample_sheet(self, path: Path) -> None:
         """The student's own next shots of held-out stories, rolled out chunk by chunk."""
         self.ema.swap()
-        write_student_sheet(self.model, self.text, self.vae, self.held_out, path)
+        write_student_sheet(self.model, self.text, self.vae, self.held_out, path, self.recipe.frames)
         self.ema.swap()

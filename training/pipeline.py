@@ -1,6 +1,7 @@
 """The stages of a recipe in order, each finding what earlier ones left in the run's folder. Progress is the caller's.
 
-Folder of a run: ``vae/``, ``latents/``, ``held_out/``, ``teacher/``, ``ode/``, ``intra/``, ``inter/`` (checkpoints, logs,
+Folder of a run: ``vae/``, ``latents/``, ``held_out/``, ``teacher/``, ``ode/``, ``intra/``, ``inter/`` (checkpoints,
+logs,
 sheets) and ``weights/`` (what the runtime loads).
 """
 
@@ -33,7 +34,8 @@ class Pipeline:
     """Runs single stages of ``recipe`` in ``out``; every method can be killed and called again."""
 
     def __init__(
-        self, recipe: Recipe, out: Path, device: str = "cpu", minutes: float | None = None, progress: Progress | None = None
+        self, recipe: Recipe, out: Path, device: str = "cpu", minutes: float | None = None, progress: Progress | None
+        = None
     ) -> None:  # fmt: skip
         self.recipe, self.out, self.device, self.minutes = recipe, out, device, minutes
         self.progress = progress or (lambda stage, done, total, figures: None)
@@ -80,7 +82,12 @@ class Pipeline:
         text, data = self._text(), self._data()
         teacher = self._dit("teacher")
         make_pairs(
-            teacher.eval(), text, data, recipe, self.out / "ode" / "pairs", lambda i, n: self.progress("pairs", i, n, {})
+            teacher.eval(),
+            text,
+            data,
+            recipe,
+            self.out / "ode" / "pairs",
+            lambda i, n: self.progress("pairs", i, n, {}),
         )
         pairs = Pairs(self.out / "ode" / "pairs")
         stage = OdeStage(recipe, teacher.train(), text, pairs, self._held_out(), self._vae())

@@ -1,4 +1,6 @@
-"""Recipes: yaml files into frozen dataclasses, every key checked. What a stage does with its part is the stage's affair."""
+"""Recipes: yaml files into frozen dataclasses, every key checked. What a stage does with its part is the stage's
+affair.
+"""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ def write_student_sheet(
     schedule = NoiseSchedule(config.shift, device)
     steps = schedule.warp(config.nominal_steps)
     made = self_forcing_rollout(
-        model, schedule, steps, conditioning, frames, len(steps) - 1, TorchDraws(step_generator(5, 0, device), device=device),
+        model, schedule, steps, conditioning, frames, len(steps) - 1, TorchDraws(step_generator(5, 0, device),
+        device=device),
         with_gradient=False, settings=RolloutSettings(renoise_clean=False),
     )  # fmt: skip
     table = []
@@ -51,5 +52,5 @@ def write_student_sheet(
         truth = to_uint8(vae.decode(stories.clip(story, shot, frames)[None].to(device)))[0]
         history = to_uint8(vae.decode(conditions[i].context[None, -1:].to(device)))[0, 0]
         last = len(video) - 1
-        table.append((conditions[i].captions[-1], [history, video[0], video[last // 2], video[last], truth[last]]))
+        table.append((conditions[i].captions[-1], [history, video[0], video[last // 2], video[last], truth[-1]]))
     write_sheet(table, path)

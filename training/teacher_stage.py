@@ -42,7 +42,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class TeacherRecipe:
-    """Hyper-parameters of the teacher stage. ``weighting`` is "uniform" or the reference's "gaussian" of algorithm.md 6.5."""
+    """Hyper-parameters of the teacher stage. ``weighting`` is "uniform" or the reference's "gaussian" of
+    algorithm.md 6.5.
+    """
 
     model: DiTConfig = TINY
     text: TinyTextConfig = TinyTextConfig()  # noqa: RUF009  (frozen)
@@ -116,7 +118,9 @@ def draw_sample(
     return Sample(target, context, routing, data.captions(story, list(range(shot + 1)), wording), text_dropped)
 
 
-def batch_of(samples: list[Sample], rows: int | None = None) -> tuple[Tensor, Tensor, list[str], Tensor, Tensor, Tensor]:
+def batch_of(
+    samples: list[Sample], rows: int | None = None
+) -> tuple[Tensor, Tensor, list[str], Tensor, Tensor, Tensor]:
     """Stack samples: target, context, captions, kept-text mask ``[N, 1, 1]``, flags and caption rows.
 
     ``rows`` pads the caption list (with repetitions) to a fixed length, so that shapes do not change from step to step.
@@ -169,7 +173,8 @@ class TeacherStage:
         self._flow = torch.compile(self._loss_of, dynamic=False) if recipe.compile else self._loss_of
 
     def _loss_of(
-        self, target: Tensor, context: Tensor, words: Tensor, groups: Tensor, kept: Tensor, flags: Tensor, index: Tensor,
+        self, target: Tensor, context: Tensor, words: Tensor, groups: Tensor, kept: Tensor, flags: Tensor, index:
+        Tensor,
         noise: Tensor, t: Tensor, weight: Tensor,
     ) -> Tensor:  # fmt: skip
         rows = self.text(words, groups) * kept

@@ -77,7 +77,9 @@ def save_atomically(value: Any, path: Path) -> None:
         torch.save(value, scratch)
         os.replace(scratch, path)
     except OSError as error:
-        raise UserError(f"cannot write checkpoint {path}: {error.strerror or error}; the previous one is intact") from error
+        raise UserError(
+            f"cannot write checkpoint {path}: {error.strerror or error}; the previous one is intact"
+        ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -85,7 +87,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        raise UserError(f"checkpoint {path} cannot be read ({type(error).__name__}); delete it to start again") from error
+        raise UserError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}); delete it to start again"
+        ) from error
 
 
 def run_stage(
@@ -97,7 +101,8 @@ def run_stage(
 ) -> bool:
     """Run or resume a stage until ``config.steps`` or for ``minutes``; True when it is finished.
 
-    Writes ``checkpoint.pt``, ``log.jsonl`` and sample sheets into ``out``. Raises :class:`UserError` when a figure stops
+    Writes ``checkpoint.pt``, ``log.jsonl`` and sample sheets into ``out``. Raises :class:`UserError` when a figure
+    stops
     being finite; the last checkpoint stays as it was.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -116,8 +121,8 @@ def run_stage(
         bad = [k for k, v in figures.items() if not math.isfinite(v)]
         if bad:
             raise UserError(
-                f"stage {stage.name}: {', '.join(bad)} is not finite at step {step}; the last checkpoint {checkpoint} is kept, "
-                "lower the learning rate in the recipe and run again"
+                f"stage {stage.name}: {', '.join(bad)} is not finite at step {step}; the last checkpoint "
+                f"{checkpoint} is kept, lower the learning rate in the recipe and run again"
             )
         recent.append(figures)
         step += 1

@@ -38,7 +38,9 @@ def _read(path: Path, made_by: str) -> tuple[dict[str, Tensor], str]:
             config = (file.metadata() or {}).get("config", "")
             tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  (not a mapping)
     except SafetensorError as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); run 'shotstream train {made_by}' again") from error
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}); run 'shotstream train {made_by}' again"
+        ) from error
     if not config:
         raise UserError(f"{path} carries no configuration; it was not written by 'shotstream train {made_by}'")
     return tensors, config

@@ -26,7 +26,9 @@ def sdpa(q_BLHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, mask: Tensor | None = N
 
 
 def matmul_softmax(q_BLHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Two matrix products around a softmax: the quickest to differentiate on a CPU, where the fused backward is slow."""
+    """Two matrix products around a softmax: the quickest to differentiate on a CPU, where the fused backward is
+    slow.
+    """
     q, k, v = (x.transpose(1, 2) for x in (q_BLHK, k_BLHK, v_BLHK))
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
     if mask is not None:

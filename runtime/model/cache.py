@@ -27,7 +27,8 @@ class DualCache:
     """One buffer per layer, ``[B, (context + local) * T, heads, head_dim]``, allocated once and written in place.
 
     The first ``context_frames`` frames are the global cache (written once per shot), the rest is the local cache of the
-    running shot. Past ``local_frames`` the local part is a ring behind ``sink_frames`` frames that stay: the slot order does
+    running shot. Past ``local_frames`` the local part is a ring behind ``sink_frames`` frames that stay: the slot
+    order does
     not matter to attention because keys are stored rotated.
     """
 
@@ -68,8 +69,8 @@ class DualCache:
             slot = c.sink_frames + (start_frame - c.sink_frames) % (c.local_frames - c.sink_frames)
         if slot + frames > c.local_frames:
             raise UserError(
-                f"a chunk of {frames} frames at frame {start_frame} does not fit the local cache of {c.local_frames} frames; "
-                f"use chunks of {c.chunk_frames}"
+                f"a chunk of {frames} frames at frame {start_frame} does not fit the local cache of "
+                f"{c.local_frames} frames; use chunks of {c.chunk_frames}"
             )
         filled = min(start_frame + frames, c.local_frames)
         begin = (c.context_frames + slot) * per_frame

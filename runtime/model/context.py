@@ -37,9 +37,7 @@ def frame_positions(length: int, count: int) -> list[int]:
     return [int(i) for i in torch.linspace(0, length - 1, count).round().tolist()]
 
 
-def choose_context(
-    shot_lengths: Sequence[int], budget: int = 6, remainder: str = "spread"
-) -> list[tuple[int, int]]:
+def choose_context(shot_lengths: Sequence[int], budget: int = 6, remainder: str = "spread") -> list[tuple[int, int]]:
     """``budget`` pairs (shot, pixel frame inside that shot), in order of shot and time; empty without history.
 
     The shot number of each pair is the frame's flag. With more than ``budget`` shots the oldest vanish.

@@ -20,7 +20,8 @@ from shotstream.runtime.model.transformer import TextKV, Transformer
 class ShotConditions:
     """What every pass of a shot shares.
 
-    text_kv: keys and values of N captions per layer. context_index_BF / target_index: caption numbers of the context frames
+    text_kv: keys and values of N captions per layer. context_index_BF / target_index: caption numbers of the context
+    frames
     and of the target, or None when one caption serves all. context_flags_BF / target_flag_B: shot flags, or None for
     plain rotary tables.
     """

@@ -1,6 +1,7 @@
 """Rotary position embedding over time, height and width, with the phase jump between shots.
 
-Source: algorithm.md section 2; reference ``wan/modules/causal_model.py``. Angles are made in float64, tables are float32.
+Source: algorithm.md section 2; reference ``wan/modules/causal_model.py``. Angles are made in float64, tables are
+float32.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def rope_table(
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines ``[B, F*height*width, 1, head_dim/2]``, float32, for tokens in frame, row, column order.
 
-    ``positions_BF`` are time indices; ``flags_BF`` are shot numbers whose multiple of ``jump`` radians is added to every
+    ``positions_BF`` are time indices; ``flags_BF`` are shot numbers whose multiple of ``jump`` radians is added to
+    every
     time pair alike (not scaled by the pair's frequency), or None for the plain table.
     """
     device = positions_BF.device

@@ -47,7 +47,8 @@ class NoiseSchedule:
         return self.sigmas.to(t.device)[self.index_of(t)]
 
     def warp(self, nominal: Sequence[int]) -> Tensor:
-        """Student timesteps from nominal ones (1000, 740, ...): entry ``1000 - nominal`` of the table with a 0 appended.
+        """Student timesteps from nominal ones (1000, 740, ...): entry ``1000 - nominal`` of the table with a 0
+        appended.
 
         1001 wraps to the appended 0 (used by the ODE regression only).
         """

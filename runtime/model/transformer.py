@@ -1,4 +1,5 @@
-"""The one diffusion transformer: student and teacher, tiny and real. It knows tensors; caches and shots are its callers'.
+"""The one diffusion transformer: student and teacher, tiny and real. It knows tensors; caches and shots are its
+callers'.
 
 State-dict keys are those of the original Wan2.1 checkpoint. Source: algorithm.md sections 1, 2, 4.3; reference
 ``wan/modules/model.py`` and ``wan/modules/causal_model.py`` (one state dict fits both).
@@ -146,7 +147,8 @@ class Head(nn.Module):
 class Transformer(nn.Module):
     """Predicts the flow ``noise - x0`` of latent frames.
 
-    ``attention`` may be replaced by any backend of the ``attention`` slot; ``gradient_checkpointing`` recomputes blocks in
+    ``attention`` may be replaced by any backend of the ``attention`` slot; ``gradient_checkpointing`` recomputes
+    blocks in
     the backward pass.
     """
 
@@ -192,9 +194,11 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Flow of the given frames, ``[B, F, C, H, W]``.
 
-        t_BF: timestep of every frame, 0..1000. text_kv: from :meth:`embed_captions`. caption_index_BF: which caption each
+        t_BF: timestep of every frame, 0..1000. text_kv: from :meth:`embed_captions`. caption_index_BF: which caption
+        each
         frame reads, or None when one caption serves all. positions_BF: time indices (context 0..5, target from 6 on).
-        flags_BF: shot numbers for the phase jump, or None for plain Wan rotary tables. keys: cache to write and to attend
+        flags_BF: shot numbers for the phase jump, or None for plain Wan rotary tables. keys: cache to write and to
+        attend
         over. mask: True where a query token may see a key token. kv_only: stop once the last layer's keys and values
         are known (context pass, clean pass); the result is then meaningless and empty.
         """

@@ -1,0 +1,170 @@
+"""The training stages as a whole, at a size that takes seconds: they run in order, resume exactly and leave
+playable weights.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from shotstream.runtime.config import DiTConfig
+from shotstream.runtime.decoders.tiny_vae import TinyVAE
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.text.tiny import TinyTextConfig
+from shotstream.training.dmd_stage import DmdRecipe
+from shotstream.training.latents import LatentPlan, LatentStories
+from shotstream.training.ode_stage import OdeRecipe, sampler_sigmas
+from shotstream.training.pipeline import Pipeline
+from shotstream.training.recipe import Recipe, build, explain, load_recipe
+from shotstream.training.teacher_stage import Phase, TeacherRecipe, TeacherStage
+from shotstream.training.trainer import LoopConfig, lr_factor, run_stage
+
+MODEL = DiTConfig(dim=32, heads=2, ffn_dim=64, layers=2, text_len=48, text_dim=32, shift=3.0)
+TEXT = TinyTextConfig(dim=32, heads=2, layers=1, buckets=64)
+TEACHER = TeacherRecipe(
+    model=MODEL, text=TEXT, phases=(Phase(3, 4, 1, False), Phase(3, 2, 3, True)), warmup=1, bf16=False
+)
+RECIPE = Recipe(
+    name="miniature",
+    latents=LatentPlan(stories=2, shots=3, frames=9),
+    held_out=LatentPlan(stories=1, shots=3, frames=9, first_seed=10_000),
+    teacher=TEACHER,
+    ode=OdeRecipe(pairs=2, frames=3, substeps=1, pair_batch=2, steps=2, batch=2, bf16=False),
+    intra=DmdRecipe(steps=3, batch=2, frames=3, ratio=2, bf16=False),
+    inter=DmdRecipe(steps=1, batch=1, frames=3, shots=2, ratio=2, lora_rank=2, bf16=False),
+    render_workers=1,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with a codec of random weights and the latents of two stories."""
+    out = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    vae = TinyVAE()
+    (out / "vae").mkdir()
+    vae.save(out / "vae" / "vae.safetensors")
+    assert Pipeline(RECIPE, out).latents()
+    return out
+
+
+def teacher(run: Path, recipe: TeacherRecipe = TEACHER) -> TeacherStage:
+    pipeline = Pipeline(RECIPE, run)
+    return TeacherStage(recipe, pipeline._data(), pipeline._held_out(), pipeline._vae())
+
+
+def test_a_killed_teacher_goes_on_to_exactly_the_same_weights(run: Path, tmp_path: Path) -> None:
+    loop = LoopConfig(steps=6, warmup=1, save_every=2, log_every=2, sheet_every=100)
+    whole, broken = teacher(run), teacher(run)
+    for step in range(6):
+        whole.step(step, lr_factor(step, loop))
+    run_stage(_Stopping(broken, after=4), loop, tmp_path, minutes=0.0)
+    resumed = teacher(run)
+    run_stage(_Silent(resumed), loop, tmp_path)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_all_stages_run_in_order_and_leave_weights_that_the_runtime_plays(run: Path) -> None:
+    pipeline = Pipeline(RECIPE, run)
+    for stage in ("teacher", "ode", "intra", "inter", "export"):
+        assert pipeline.run(stage), stage
+    assert {p.name for p in (run / "weights").glob("*.safetensors")} == {
+        "dit.safetensors",
+        "text.safetensors",
+        "vae.safetensors",
+    }
+    for stage in ("teacher", "ode", "intra", "inter"):
+        assert list((run / stage).glob("sheet_*.png")), stage
+        assert (run / stage / "log.jsonl").read_text().count("\n") >= 1
+
+
+def test_a_figure_that_is_not_finite_ends_the_stage_and_keeps_the_checkpoint(run: Path, tmp_path: Path) -> None:
+    stage = _Silent(teacher(run))
+    loop = LoopConfig(steps=4, save_every=1, log_every=1, sheet_every=100)
+    stage.poison_at = 2
+    with pytest.raises(UserError, match="not finite at step 2"):
+        run_stage(stage, loop, tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+def test_the_pair_sampler_passes_through_the_students_noise_levels() -> None:
+    from shotstream.runtime.model.schedule import NoiseSchedule
+
+    schedule = NoiseSchedule(3.0)
+    sigmas = sampler_sigmas(schedule, (1000, 740, 500, 260), 3)
+    assert len(sigmas) == 13
+    torch.testing.assert_close(sigmas[[0, 3, 6, 9]] * 1000, schedule.warp((1000, 740, 500, 260)))
+    assert sigmas[-1] == 0
+
+
+def test_missing_stages_are_named() -> None:
+    with pytest.raises(UserError, match="there is no stage 'teach'"):
+        Pipeline(RECIPE, Path("nowhere")).run("teach")
+    with pytest.raises(UserError, match="run 'shotstream train vae' first"):
+        Pipeline(RECIPE, Path("nowhere")).run("latents")
+    with pytest.raises(UserError, match="run 'shotstream train latents' first"):
+        LatentStories(Path("nowhere"), RECIPE.latents)
+
+
+def test_shipped_recipes_load_and_explain_themselves_in_full() -> None:
+    recipe = load_recipe("tiny")
+    assert "weight_decay" in explain(recipe)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"name": "x", "teacher": {"lrr": 1}}, "teacher has the unknown key 'lrr'"),
+        ({"name": "x", "ode": {"pairs": "many"}}, "ode: pairs must be int, got 'many'"),
+        ({"name": "x", "teacher": {"phases": [{"steps": 1}]}}, "incomplete"),
+        ({}, "incomplete"),
+        ([], "must be a mapping"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_the_place_named(values: object, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build(Recipe, values, "recipe")
+
+
+def test_a_missing_recipe_lists_the_shipped_ones() -> None:
+    with pytest.raises(UserError, match="tiny"):
+        load_recipe("huge")
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    loop = LoopConfig(steps=100, warmup=10, decay=0.5)
+    assert lr_factor(0, loop) == pytest.approx(0.1)
+    assert lr_factor(30, loop) == 1.0
+    assert lr_factor(75, loop) == pytest.approx(0.5)
+    assert lr_factor(99, replace(loop, decay=0.1)) == pytest.approx(0.1)
+
+
+class _Silent:
+    """A stage without sheets; optionally poisons one step's figure."""
+
+    def __init__(self, stage: TeacherStage) -> None:
+        self.stage, self.name = stage, stage.name
+        self.poison_at = -1
+
+    def step(self, index: int, lr_factor: float) -> dict[str, float]:
+        figures = self.stage.step(index, lr_factor)
+        return {"loss": float("nan")} if index == self.poison_at else figures
+
+    def state_dict(self) -> dict[str, object]:
+        return self.stage.state_dict()
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.stage.load_state_dict(state)
+
+    def sample_sheet(self, path: Path) -> None:
+        pass
+
+
+class _Stopping(_Silent):
+    """A stage whose slice of time ends: the loop saves after its first step and returns."""
+
+    def __init__(self, stage: TeacherStage, after: int) -> None:
+        super().__init__(stage)
+        self.after = after
