@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ class TinyVAEConfig:
     def from_json(cls, text: str) -> TinyVAEConfig:
         """The config that `to_json` wrote; UserError on broken json or unknown fields."""
         try:
-            fields = json.loads(text)
+            fields: dict[str, Any] = json.loads(text)
             return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"This is not a TinyVAE configuration ({error}): {text[:200]}") from error
