@@ -73,7 +73,7 @@ def train(
 
     def tell(name: str, done: int, total: int, figures: dict[str, Any]) -> None:
         shown = "  ".join(f"{k} {v:g}" for k, v in figures.items() if k != "step")
-        console.print(f"{name} {done}/{total}  {shown}", highlight=False)
+        console.print(f"{name} {done}/{total}  {shown}", highlight=False, soft_wrap=True)
 
     pipeline = Pipeline(chosen, folder, device, minutes, tell)
     for name in STAGES if stage == "all" else (stage,):

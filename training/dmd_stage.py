@@ -46,6 +46,7 @@ class DmdRecipe:
     critic_lr: float = 1e-4
     guidance: float = 2.0
     clip: float = 1.0
+    critic_clip: float = 1.0
     ema: float = 0.9
     lora_rank: int = 0
     context_drop: float = 0.1
@@ -106,7 +107,8 @@ class _Dmd:
                 )  # fmt: skip
         result.loss.backward()
         optimizer, rate = (self.optimizer, recipe.lr) if of_generator else (self.critic_optimizer, recipe.critic_lr)
-        norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], recipe.clip)
+        clip = recipe.clip if of_generator else recipe.critic_clip
+        norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
         for group in optimizer.param_groups:
             group["lr"] = rate * lr_factor
         optimizer.step()

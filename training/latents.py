@@ -72,6 +72,8 @@ def make_latents(vae: TinyVAE, plan: LatentPlan, out: Path, workers: int = 1) ->
     positions = single_positions(plan.frames, 6, plan.shots - 1)
     groups = [seeds[i : i + STORIES_PER_SHARD] for i in range(0, len(seeds), STORIES_PER_SHARD)]
     missing = [(i, g) for i, g in enumerate(groups) if not (out / f"shard_{i:05d}.safetensors").exists()]
+    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device = next(vae.parameters()).device.type
     with get_context("spawn").Pool(workers) as pool:
         jobs = [
             (seed, plan.shots, shot, plan.frames, plan.height, plan.width)
@@ -82,8 +84,10 @@ def make_latents(vae: TinyVAE, plan: LatentPlan, out: Path, workers: int = 1) ->
             clips, singles = [], []
             for _ in range(len(group) * plan.shots):
                 video = torch.from_numpy(next(rendered)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-                clips.append(vae.encode_base(video[None])[0].half())
-                singles.append(vae.encode_base(video[positions][:, None])[:, 0].half())
+                with torch.autocast(device, torch.bfloat16):
+                    clip, single = vae.encode_base(video[None])[0], vae.encode_base(video[positions][:, None])[:, 0]
+                clips.append(clip.half())
+                singles.append(single.half())
             shape = (len(group), plan.shots)
             path = out / f"shard_{index:05d}.safetensors"
             scratch = path.with_suffix(".tmp")

@@ -27,8 +27,8 @@ from shotstream.training.batches import Condition, draw_condition, encode
 from shotstream.training.conditioning import Conditioning, Routing
 from shotstream.training.draws import TorchDraws
 from shotstream.training.latents import LatentStories
-from shotstream.training.objectives import ode_loss
-from shotstream.training.optim import build_optimizer
+from shotstream.training.objectives import TRAJECTORY_STEPS, ode_loss
+from shotstream.training.optim import build_adamw, build_optimizer
 from shotstream.training.sampling import sample_teacher
 from shotstream.training.student_sheet import write_student_sheet
 from shotstream.training.teacher_stage import takes_adam
@@ -41,7 +41,8 @@ log = logging.getLogger(__name__)
 class OdeRecipe:
     """Hyper-parameters. ``substeps`` Euler steps lie between two neighbouring student steps, so that the saved states
     have
-    exactly the student's noise levels; the reference's 50 uniform steps have them at 0, 13, 25 and 37."""
+    exactly the student's noise levels; 0 means the reference's 50 uniform steps, which have them at 0, 13, 25 and 37.
+    """
 
     pairs: int = 480
     frames: int = 9
@@ -55,6 +56,9 @@ class OdeRecipe:
     ema: float = 0.98
     clip: float = 1.0
     text_drop: float = 0.1
+    optimizer: str = "muon"
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
     warmup: int = 10
     decay: float = 0.5
     seed: int = 1
@@ -67,7 +71,12 @@ class OdeRecipe:
 
 
 def sampler_sigmas(schedule: NoiseSchedule, nominal: tuple[int, ...], substeps: int) -> Tensor:
-    """Noise levels from 1 to 0 that pass through the student's, with ``substeps`` Euler steps between neighbours."""
+    """Noise levels from 1 to 0 that pass through the student's, with ``substeps`` Euler steps between neighbours.
+
+    0 means the reference's 50 uniform steps.
+    """
+    if substeps == 0:
+        return schedule.euler_sigmas(50)
     levels = [n / 1000 for n in nominal] + [0.0]
     u = [torch.linspace(a, b, substeps + 1)[:-1] for a, b in pairwise(levels)]
     return shift_sigma(torch.cat([*u, torch.zeros(1)]), schedule.shift)
@@ -88,7 +97,9 @@ def make_pairs(
     device = next(teacher.parameters()).device
     schedule = NoiseSchedule(config.shift, device)
     sigmas = sampler_sigmas(schedule, config.nominal_steps, recipe.substeps)
-    saved = [i * recipe.substeps for i in range(len(config.nominal_steps))]
+    saved = list(TRAJECTORY_STEPS)
+    if recipe.substeps:
+        saved = [i * recipe.substeps for i in range(len(config.nominal_steps))]
     shards = -(-recipe.pairs // recipe.pair_batch)
     for shard in range(shards):
         path = out / f"pairs_{shard:05d}.safetensors"
@@ -159,9 +170,15 @@ class OdeStage:
         self.schedule = NoiseSchedule(student.config.shift, self.device)
         self.steps = torch.cat([self.schedule.warp(student.config.nominal_steps), torch.zeros(1, device=self.device)])
         self.ema = Ema({"dit": student}, recipe.ema)
-        self.optimizer = build_optimizer(
-            student.named_parameters(), lr=recipe.lr, adam_lr=recipe.adam_lr, adam_only=takes_adam, betas=(0.9, 0.99)
-        )
+        if recipe.optimizer == "adamw":
+            self.optimizer = build_adamw(
+                student.named_parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
+            )
+        else:
+            self.optimizer = build_optimizer(
+                student.named_parameters(), lr=recipe.lr, adam_lr=recipe.adam_lr, weight_decay=recipe.weight_decay,
+                betas=recipe.betas, adam_only=takes_adam,
+            )  # fmt: skip
 
     def step(self, index: int, lr_factor: float) -> dict[str, float]:
         recipe = self.recipe

@@ -138,3 +138,18 @@ def build_optimizer(
     if adamw:
         groups.append({"params": adamw, "rule": "adamw", "lr": adam_rate, "base_lr": adam_rate, "betas": betas})
     return MuonAdamW(groups)
+
+
+def build_adamw(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> MuonAdamW:
+    """AdamW over every parameter that requires a gradient, weight decay included: the reference's optimizer."""
+    parameters = [p for _, p in named_parameters if p.requires_grad]
+    group = {
+        "params": parameters, "rule": "adamw", "lr": lr, "base_lr": lr, "betas": betas, "weight_decay": weight_decay
+    }  # fmt: skip
+    return MuonAdamW([group])

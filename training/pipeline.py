@@ -48,6 +48,11 @@ class Pipeline:
         }  # fmt: skip
         if stage not in steps:
             raise UserError(f"there is no stage {stage!r}; stages are {', '.join(steps)} and all")
+        if self.recipe.source != "world":
+            raise UserError(
+                f"recipe {self.recipe.name} trains on videos, which this version cannot read yet; "
+                "use --explain to see its hyper-parameters, or --recipe tiny to train on the story world"
+            )
         return steps[stage]()
 
     def vae(self) -> bool:

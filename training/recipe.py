@@ -27,9 +27,14 @@ STAGES = ("vae", "latents", "teacher", "ode", "intra", "inter", "export")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model's whole training. ``latents`` are the training stories, ``held_out`` those of the sample sheets."""
+    """One model's whole training. ``latents`` are the training stories, ``held_out`` those of the sample sheets.
+
+    ``source`` is "world" (stories rendered from seeds) or "videos" (real clips; this version only explains such
+    recipes).
+    """
 
     name: str
+    source: str = "world"
     vae: VAERecipe = field(default_factory=VAERecipe)
     latents: LatentPlan = field(default_factory=lambda: LatentPlan(stories=1000))
     held_out: LatentPlan = field(default_factory=lambda: LatentPlan(stories=25, first_seed=50_000_000))

@@ -18,13 +18,14 @@ from shotstream.runtime.config import TINY, DiTConfig
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.model.attention import Attention, matmul_softmax, sdpa
 from shotstream.runtime.model.schedule import NoiseSchedule
+from shotstream.runtime.model.state_dicts import load_dit
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.text.tiny import TinyTextConfig, TinyTextEncoder
 from shotstream.training import losses
 from shotstream.training.conditioning import Conditioning, Routing, route_frames
 from shotstream.training.latents import LatentStories
 from shotstream.training.objectives import target_flow
-from shotstream.training.optim import build_optimizer
+from shotstream.training.optim import build_adamw, build_optimizer
 from shotstream.training.sampling import sample_teacher
 from shotstream.training.sheets import to_uint8, write_sheet
 from shotstream.training.trainer import Ema, LoopConfig, step_generator
@@ -42,7 +43,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class TeacherRecipe:
-    """Hyper-parameters of the teacher stage. ``weighting`` is "uniform" or the reference's "gaussian" of
+    """Hyper-parameters of the teacher stage. ``optimizer`` is "muon" (matrices; AdamW for the rest) or "adamw";
+    ``train_only`` limits training to parameters with that word in their name (the reference's ``self_attn``);
+    ``init`` is
+    a file with weights to start from. ``weighting`` is "uniform" or the reference's "gaussian" of
     algorithm.md 6.5.
     """
 
@@ -63,6 +67,10 @@ class TeacherRecipe:
     first_shot: float = 0.2
     paraphrase: float = 0.7
     weighting: str = "uniform"
+    optimizer: str = "muon"
+    betas: tuple[float, float] = (0.9, 0.99)
+    train_only: str = ""
+    init: str = ""
     warmup: int = 100
     decay: float = 0.35
     seed: int = 0
@@ -161,15 +169,22 @@ class TeacherStage:
         torch.manual_seed(recipe.seed)
         self.recipe, self.data, self.held_out, self.vae = recipe, data, held_out, vae
         self.device = torch.device(device)
-        self.model = initialise(Transformer(recipe.model, training_attention(device))).to(self.device)
+        self.model = start_model(recipe, device).to(self.device)
         self.text = TinyTextEncoder(recipe.text).to(self.device)
         self.schedule = NoiseSchedule(recipe.model.shift, self.device)
         modules: dict[str, nn.Module] = {"dit": self.model, "text": self.text}
         self.ema = Ema(modules, recipe.ema)
         named = [(f"{m}.{k}", p) for m, module in modules.items() for k, p in module.named_parameters()]
-        self.optimizer = build_optimizer(
-            named, lr=recipe.lr, adam_lr=recipe.adam_lr, weight_decay=recipe.weight_decay, adam_only=takes_adam
-        )
+        if recipe.train_only:
+            for name, parameter in named:
+                parameter.requires_grad_(recipe.train_only in name)
+        if recipe.optimizer == "adamw":
+            self.optimizer = build_adamw(named, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
+        else:
+            self.optimizer = build_optimizer(
+                named, lr=recipe.lr, adam_lr=recipe.adam_lr, weight_decay=recipe.weight_decay, betas=recipe.betas,
+                adam_only=takes_adam,
+            )  # fmt: skip
         self._flow = torch.compile(self._loss_of, dynamic=False) if recipe.compile else self._loss_of
 
     def _loss_of(
@@ -263,6 +278,15 @@ class TeacherStage:
 def training_attention(device: torch.device | str) -> Attention:
     """The attention to differentiate through: torch's fused kernel, except on CPU where its backward is slow."""
     return matmul_softmax if torch.device(device).type == "cpu" else sdpa
+
+
+def start_model(recipe: TeacherRecipe, device: torch.device | str) -> Transformer:
+    """The transformer to train: fresh, or the weights of ``recipe.init`` in any layout that ``convert`` reads."""
+    model = Transformer(recipe.model, training_attention(device))
+    if recipe.init:
+        model.load_state_dict(load_dit(Path(recipe.init), recipe.model))
+        return model
+    return initialise(model)
 
 
 def takes_adam(name: str) -> bool:
