@@ -24,16 +24,18 @@ import torch
 from shotstream.runtime.doctor import commit_of_checkout, processor
 from shotstream.runtime.runtime import Runtime
 from shotstream.runtime.sinks.base import replace_file
+from shotstream.runtime.story import Story, parse_text
 
 DEFAULT_CHUNKS = 7
 EARLY_SHOT, LATE_SHOT = 2, 20  # counted from 1, as people do: shot 1 has no history yet
-_GLOBAL = "A story about a red cat with a blue scarf and a white rabbit. Setting: meadow by day."
-_CAPTIONS = (
-    "Wide shot: the red cat stands still and the white rabbit waves.",
-    "Medium shot: the red cat waves.",
-    "Close-up: the white rabbit stands still.",
-    "Wide shot: the red cat walks right.",
-    "Medium shot: the red cat jumps and the white rabbit dances.",
+BENCH_STORY = parse_text(
+    """A story about a red cat with a blue scarf and a white rabbit. Setting: meadow by day.
+    Wide shot: the red cat stands still and the white rabbit waves.
+    Medium shot: the red cat waves.
+    Close-up: the white rabbit stands still.
+    Wide shot: the red cat walks right.
+    Medium shot: the red cat jumps and the white rabbit dances.""",
+    "benchmark",
 )
 
 
@@ -119,28 +121,33 @@ def measure(
     *,
     shots: int = 5,
     chunks: int | None = None,
+    story: Story = BENCH_STORY,
     on_shot: Callable[[int], None] = lambda shot: None,
 ) -> BenchReport:
-    """Play `shots` shots of `chunks` chunks (default 7) and measure. `on_shot` is told each shot before it begins."""
+    """Play `shots` shots of `chunks` chunks (default 7) and measure. The captions of `story` go round.
+
+    `on_shot` is told each shot before it begins."""
     chunks = chunks or DEFAULT_CHUNKS
-    with runtime.open(_GLOBAL, seed=1) as session:  # warm-up: allocations, kernels, caches of the first shapes
-        for caption in _CAPTIONS[:2]:
-            session.begin_shot(caption, min(chunks, 2))
+    with runtime.open(
+        story.global_caption, seed=1
+    ) as session:  # warm-up: allocations, kernels, caches of the first shapes
+        for shot in story.shots[:2]:
+            session.begin_shot(shot.caption, min(chunks, 2))
             for _ in session.chunks():
                 pass
     if runtime.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(runtime.device)
     samples: list[ChunkSample] = []
     rss: list[float] = []
-    with runtime.open(_GLOBAL, seed=0) as session:
-        for shot in range(shots):
-            on_shot(shot)
+    with runtime.open(story.global_caption, seed=0) as session:
+        for number in range(shots):
+            on_shot(number)
             begin = time.perf_counter()
-            session.begin_shot(_CAPTIONS[shot % len(_CAPTIONS)], chunks)
+            session.begin_shot(story.shots[number % len(story.shots)].caption, chunks)
             while (chunk := session.next_chunk()) is not None:
                 now = time.perf_counter()
                 parts = asdict(chunk.timings)
-                samples.append(ChunkSample(shot, chunk.chunk, len(chunk.frames), now - begin, parts))
+                samples.append(ChunkSample(number, chunk.chunk, len(chunk.frames), now - begin, parts))
                 begin = time.perf_counter()
             rss.append(resident_mb())
     return summarise(runtime, samples, rss, shots, chunks)

@@ -1,0 +1,169 @@
+"""The loop from story to sinks, and the benchmark, on a model of a few thousand weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from shotstream.runtime.bench import ChunkSample, late_over_early, measure, quantile, write_json
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.film import Film, FilmPlan, Made, make_film
+from shotstream.runtime.runtime import Runtime
+from shotstream.runtime.sinks.base import FilmChunk, FilmInfo
+from shotstream.runtime.story import Story, StoryShot, parse_text
+
+MakeRuntime = Callable[..., Runtime]
+
+
+class Notes:
+    """A sink and an observer that write down what they are told."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.told: list[str] = []
+        self.info: FilmInfo | None = None
+        self.chunks: list[FilmChunk] = []
+        self.closed: list[bool] = []
+        self.fail_at = fail_at
+
+    def open(self, info: FilmInfo) -> None:
+        self.info = info
+
+    def write(self, chunk: FilmChunk) -> None:
+        if self.fail_at == len(self.chunks):
+            raise UserError("the disk is full")
+        self.chunks.append(chunk)
+
+    def close(self, complete: bool = True) -> list[Path]:
+        self.closed.append(complete)
+        return [Path("notes")]
+
+    def waiting(self, shot: int) -> None:
+        self.told.append(f"waiting {shot}")
+
+    def shot_begins(self, shot: int, caption: str, chunks: int, total_shots: int | None) -> None:
+        self.told.append(f"shot {shot} of {total_shots}, {chunks} chunks: {caption}")
+
+    def chunk_made(self, made: Made) -> None:
+        self.told.append(f"chunk {made.chunk.shot}.{made.chunk.chunk}")
+        assert made.seconds > 0
+        assert (made.first_frame_seconds is not None) == (made.chunk.chunk == 0)
+
+
+class Failing(Notes):
+    """A sink that cannot finish."""
+
+    def close(self, complete: bool = True) -> list[Path]:
+        raise OSError("gone")
+
+
+STORY = Story("s", "a cat.", (StoryShot("it waves", 2, 2), StoryShot("it jumps", None, 3)))
+
+
+def test_a_film_tells_sinks_and_observers_everything_in_order(small_runtime: MakeRuntime) -> None:
+    notes, film = Notes(), Film()
+    make_film(small_runtime(), FilmPlan(STORY, seed=3, sinks=[notes]), film, notes)
+    seven = [f"chunk 1.{index}" for index in range(7)]
+    assert notes.told == [
+        "waiting 0", "shot 0 of 2, 2 chunks: it waves", "chunk 0.0", "chunk 0.1",
+        "waiting 1", "shot 1 of 2, 7 chunks: it jumps", *seven, "waiting 2",
+    ]  # fmt: skip
+    assert (film.complete, film.shots, film.frames, film.files) == (True, 2, 21 + 81, [Path("notes")])
+    assert film.frames_per_second > 0
+    assert film.first_frame_seconds is not None
+    assert notes.closed == [True]
+    assert notes.info is not None
+    assert (notes.info.seed, notes.info.global_caption, notes.info.model) == (3, "a cat.", "small")
+    assert notes.info.versions["engine"] == "recording"
+    assert notes.chunks[0].frames_FHWC.shape == (9, notes.info.height, notes.info.width, 3)
+    assert notes.chunks[0].seconds["total"] > notes.chunks[0].seconds["denoise"] > 0
+    assert [chunk.chunks for chunk in notes.chunks] == [2, 2] + [7] * 7
+
+
+def test_chunks_given_by_the_caller_override_the_story(small_runtime: MakeRuntime) -> None:
+    film = Film()
+    make_film(small_runtime(), FilmPlan(STORY, chunks=1), film, Notes())
+    assert film.frames == 18
+
+
+def test_a_caption_that_is_too_long_is_refused_before_anything_is_opened(small_runtime: MakeRuntime) -> None:
+    notes = Notes()
+    story = parse_text("a cat.\nit waves\n" + "very " * 30 + "late", "s.txt")
+    with pytest.raises(UserError, match=r"s\.txt, line 3"):
+        make_film(small_runtime(), FilmPlan(story, sinks=[notes]), Film(), notes)
+    assert (notes.info, notes.chunks, notes.closed) == (None, [], [])
+
+
+def test_when_a_sink_fails_all_are_closed_and_the_film_knows_how_far_it_came(small_runtime: MakeRuntime) -> None:
+    good, full, film = Notes(), Notes(fail_at=1), Film()
+    with pytest.raises(UserError, match="the disk is full"):
+        make_film(small_runtime(), FilmPlan(STORY, sinks=[good, full]), film, Notes())
+    assert (good.closed, full.closed) == ([False], [False])
+    assert (film.complete, film.shots, film.frames) == (False, 1, 21)
+
+
+def test_a_sink_that_cannot_finish_does_not_keep_the_others_from_it(
+    small_runtime: MakeRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, film = Notes(), Film()
+    make_film(small_runtime(), FilmPlan(STORY, chunks=1, sinks=[Failing(), good]), film, Notes())
+    assert good.closed == [True]
+    assert film.files == [Path("notes")]
+    assert "Failing could not finish its work: gone" in caplog.text
+
+
+def test_sinks_write_and_close_behind_the_shield(small_runtime: MakeRuntime) -> None:
+    depth = [0]
+
+    @contextmanager
+    def shield() -> Iterator[None]:
+        depth[0] += 1
+        yield
+        depth[0] -= 1
+
+    class Shielded(Notes):
+        def write(self, chunk: FilmChunk) -> None:
+            assert depth == [1]
+
+        def close(self, complete: bool = True) -> list[Path]:
+            assert depth == [1]
+            return []
+
+    make_film(small_runtime(), FilmPlan(STORY, chunks=1, sinks=[Shielded()]), Film(), Notes(), shield)
+    assert depth == [0]
+
+
+def test_the_benchmark_reports_speed_split_memory_and_drift(small_runtime: MakeRuntime, tmp_path: Path) -> None:
+    shots: list[int] = []
+    report = measure(small_runtime(), shots=4, chunks=2, story=STORY, on_shot=shots.append)
+    assert shots == [0, 1, 2, 3]
+    assert report.frames == 4 * 21
+    assert report.fps > 0
+    assert report.late_shot == 4
+    assert report.late_over_early is not None
+    assert len(report.rss_mb_after_shot) == 4
+    assert report.rss_growth_mb == pytest.approx(report.rss_mb_after_shot[3] - report.rss_mb_after_shot[1], abs=0.11)
+    assert [position.chunk for position in report.positions] == [0, 1]
+    assert report.positions[1].parts_ms["clean"] > 0
+    assert {"threads", "torch", "commit", "date", "processor", "weights_sha256"} <= set(report.machine)
+    assert "fps" in "\n".join(report.lines())
+    write_json(report, tmp_path / "bench.json")
+    assert json.loads((tmp_path / "bench.json").read_text())["frames"] == 84
+
+
+def test_a_short_benchmark_says_nothing_about_drift(small_runtime: MakeRuntime) -> None:
+    report = measure(small_runtime(), shots=1, chunks=1, story=STORY)
+    assert (report.late_over_early, report.rss_growth_mb) == (None, None)
+    assert report.lines()
+
+
+def test_quantiles_and_drift_are_what_they_are_called() -> None:
+    assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert quantile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.0
+    assert quantile([float(n) for n in range(1, 101)], 0.95) == 95.0
+    assert quantile([7.0], 0.95) == 7.0
+    samples = [ChunkSample(shot, chunk, 12, 1.0 + shot * 0.1, {}) for shot in range(3) for chunk in range(3)]
+    assert late_over_early(samples, 1, 2) == pytest.approx(1.2 / 1.1, abs=1e-4)
