@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from shotstream.runtime.errors import UserError
+from shotstream.training.curves import write_curves
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def run_stage(
 ) -> bool:
     """Run or resume a stage until ``config.steps`` or for ``minutes``; True when it is finished.
 
-    Writes ``checkpoint.pt``, ``log.jsonl`` and sample sheets into ``out``. Raises :class:`UserError` when a figure
+    Writes ``checkpoint.pt``, ``log.jsonl``, sample sheets and loss curves into ``out``. Raises :class:`UserError` when a figure
     stops
     being finite; the last checkpoint stays as it was.
     """
@@ -141,6 +142,7 @@ def run_stage(
             save_atomically({"step": step, "stage": stage.state_dict()}, checkpoint)
         if step % config.sheet_every == 0 or finished:
             stage.sample_sheet(out / f"sheet_{step:06d}.png")
+            write_curves(out / "log.jsonl", out / "curves.png")
         if out_of_time and not finished:
             log.info("%s stops after %.1f minutes at step %d of %d", stage.name, minutes, step, config.steps)
             return False

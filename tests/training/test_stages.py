@@ -78,6 +78,7 @@ def test_all_stages_run_in_order_and_leave_weights_that_the_runtime_plays(run: P
     for stage in ("teacher", "ode", "intra", "inter"):
         assert list((run / stage).glob("sheet_*.png")), stage
         assert (run / stage / "log.jsonl").read_text().count("\n") >= 1
+        assert (run / stage / "curves.png").stat().st_size > 1000
 
 
 def test_a_figure_that_is_not_finite_ends_the_stage_and_keeps_the_checkpoint(run: Path, tmp_path: Path) -> None:
