@@ -102,8 +102,8 @@ def run_stage(
 ) -> bool:
     """Run or resume a stage until ``config.steps`` or for ``minutes``; True when it is finished.
 
-    Writes ``checkpoint.pt``, ``log.jsonl``, sample sheets and loss curves into ``out``. Raises :class:`UserError` when a
-    figure stops being finite; the last checkpoint stays as it was.
+    Writes ``checkpoint.pt``, ``log.jsonl``, sample sheets and loss curves into ``out``. Raises :class:`UserError` when
+    a figure stops being finite; the last checkpoint stays as it was.
     """
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
