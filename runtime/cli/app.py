@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shotstream.runtime.cli.interrupts import Interrupts
 
 PROGRAM = "shotstream"
+_TYPERS_INTERRUPTED = 130  # Typer turns a KeyboardInterrupt into this result, and says nothing
 OWN_COMMANDS = (play, bench, info, parity, weights)
 
 
@@ -38,6 +39,8 @@ def call(arguments: Sequence[str], *, debug: bool, interrupts: Interrupts) -> in
     result = command.main(
         args=list(arguments), prog_name=PROGRAM, standalone_mode=False, obj=Settings(debug, interrupts)
     )
+    if interrupts.received and result == _TYPERS_INTERRUPTED:
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 

@@ -23,8 +23,7 @@ def report(error: BaseException, *, debug: bool, interrupts: Interrupts) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(bool(error.code))
     code = getattr(error, "exit_code", None)
-    interrupted = isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort"
-    if interrupted or (interrupts.received and code == 130):  # click turns a KeyboardInterrupt into one of these
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
         _say(interrupts.farewell)
         return interrupts.exit_code
     if type(error).__name__ == "Exit" and isinstance(code, int):

@@ -178,6 +178,17 @@ def test_an_interruption_waits_for_the_end_of_a_write() -> None:
     assert reached == ["written"]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_command_says_one_sentence_and_tells_the_shell(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    import shotstream.runtime.story as story
+
+    monkeypatch.setattr(story, "load_story", lambda path: signal.raise_signal(number))
+    answer, _, err = shell("play", "x.txt")
+    assert (answer, err) == (code, "stopped\n")
+
+
 def test_help_is_quick_because_torch_is_not_loaded_for_it() -> None:
     code = (
         "import sys; from shotstream.runtime.cli import run; run(['play', '--help']);"
