@@ -20,6 +20,7 @@ from torch import Tensor
 from shotstream.runtime import snapshot as snapshots
 from shotstream.runtime.engine import ShotContext
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.heap import give_back_free_memory
 from shotstream.runtime.history import ContextFrame, History, PastShot
 from shotstream.runtime.noise import START, NoiseSource
 from shotstream.runtime.timing import Stopwatch, Timings
@@ -350,6 +351,9 @@ class Session:
         self._encode(shot, frames)
         latents = {frame: shot.latents[frame] for frame in sorted(frames)}
         self._history.add(PastShot(shot.number, shot.full_caption, shot.frames, latents))
+        if self.runtime.device.type == "cpu":
+            shot.stream = None
+            give_back_free_memory()
 
     def _start_frame(self, shot: _Shot, chunk: int) -> int:
         return chunk * self.runtime.parts.config.chunk_frames

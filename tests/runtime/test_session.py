@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -350,3 +353,16 @@ def test_without_a_shot_there_is_no_chunk(small_runtime):
     session.end_shot()
     assert session.next_chunk() is None
     assert session.shots_begun == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's size from /proc")
+def test_the_process_stays_as_large_as_after_ten_shots(small_runtime):
+    session, sizes = small_runtime(engine="eager").open("A forest. "), []
+    for shot in range(50):
+        session.begin_shot(f"thing {shot}", 3)
+        for _ in session.chunks():
+            pass
+        session.settle()
+        sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    assert sizes[-1] - sizes[10] < 4_000_000
