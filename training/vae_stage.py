@@ -177,7 +177,8 @@ def start_at_pca(vae: TinyVAE, clips: Clip) -> float:
     variance = variance.flip(0)[:channels].clamp_min(1e-6)
     whiten = (directions.flip(1)[:, :channels] / variance.sqrt()).T
     z = (base - base_mean) @ whiten.T
-    paint = torch.linalg.lstsq(z.T @ z / len(z), z.T @ (full - full_mean) / len(z)).solution.T
+    # Whitened latents have the identity as covariance, so the least-squares map is the cross-covariance itself.
+    paint = (full - full_mean).T @ z / len(z)
     encoder, decoder = vae.encoder.linear, vae.decoder.linear
     assert encoder.bias is not None
     assert decoder.bias is not None

@@ -1,0 +1,79 @@
+"""The optimizer: who gets which rule, what Muon does to a matrix, and that it resumes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from shotstream.training.optim import build_optimizer, orthogonalise
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(3, *shape)))
+    assert values.min() > 0.4
+    assert values.max() < 1.4
+
+
+def test_matrices_and_kernels_go_to_muon_and_the_rest_to_adamw() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 5), nn.Linear(5, 6))
+    optimizer = build_optimizer(
+        model.named_parameters(), lr=1.0, adam_lr=0.1, adam_only=lambda name: name.startswith("2.")
+    )
+    rules = {group["rule"]: {tuple(p.shape) for p in group["params"]} for group in optimizer.param_groups}
+    assert rules == {"muon": {(4, 3, 3, 3), (5, 4)}, "adamw": {(4,), (5,), (6, 5), (6,)}}
+
+
+def test_its_adamw_is_that_of_torch() -> None:
+    ours, theirs = nn.Parameter(torch.ones(7)), nn.Parameter(torch.ones(7))
+    mine = build_optimizer([("p", ours)], lr=0.1, betas=(0.9, 0.99))
+    reference = torch.optim.AdamW([theirs], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0)
+    for step in range(5):
+        gradient = torch.linspace(-1, 1, 7) * (step + 1)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        mine.step()
+        reference.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_it_lowers_the_loss_of_a_small_regression() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    x = torch.randn(64, 8)
+    target = x @ torch.randn(8, 8)
+    optimizer = build_optimizer(model.named_parameters(), lr=0.1)
+    losses = []
+    for _ in range(150):
+        loss = (model(x) - target).square().mean()
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_restored_state_continues_exactly() -> None:
+    def run(interrupt: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 4)
+        optimizer = build_optimizer(model.named_parameters(), lr=0.1, weight_decay=0.1)
+        for step in range(6):
+            if interrupt and step == 3:
+                state = optimizer.state_dict()
+                optimizer = build_optimizer(model.named_parameters(), lr=0.1, weight_decay=0.1)
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            model(torch.full((2, 4), step + 1.0)).square().sum().backward()
+            optimizer.step()
+        return model.weight.detach()
+
+    assert torch.equal(run(False), run(True))
+
+
+def test_the_learning_rate_scales_from_the_one_it_was_built_with() -> None:
+    optimizer = build_optimizer(nn.Linear(2, 2).named_parameters(), lr=1.0, adam_lr=0.1)
+    optimizer.set_lr(0.5)
+    optimizer.set_lr(0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05]
