@@ -79,7 +79,7 @@ class DiTConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise UserError(f"model configuration has unknown keys {unknown}; known are {sorted(known)}")
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
             return cls(**plain)
         except TypeError as error:

@@ -1,8 +1,7 @@
 """The stages of a recipe in order, each finding what earlier ones left in the run's folder. Progress is the caller's.
 
 Folder of a run: ``vae/``, ``latents/``, ``held_out/``, ``teacher/``, ``ode/``, ``intra/``, ``inter/`` (checkpoints,
-logs,
-sheets) and ``weights/`` (what the runtime loads).
+logs, sheets) and ``weights/`` (what the runtime loads).
 """
 
 from __future__ import annotations
@@ -11,12 +10,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.transformer import Transformer
+from shotstream.runtime.text.tiny import TinyTextEncoder
 from shotstream.training.dmd_stage import DmdRecipe, InterStage, IntraStage
 from shotstream.training.latents import LatentStories, make_latents
 from shotstream.training.lora import merge_adapters
@@ -129,7 +130,7 @@ class Pipeline:
         self._keep(stage.ema, stage.generator, self._file(stage.name, "dit"))
         return done
 
-    def _dmd_parts(self, before: str) -> tuple:  # type: ignore[type-arg]
+    def _dmd_parts(self, before: str) -> tuple[Any, ...]:
         generator = self._dit(before).train()
         return (
             generator, self._dit("teacher").train(), self._dit("teacher"), self._text(), self._data(), self._held_out(),
@@ -156,11 +157,12 @@ class Pipeline:
 
     def _dit(self, stage: str) -> Transformer:
         model = load_dit_weights(self._file(stage, "dit"), stage)
-        for block in model.blocks:
+        blocks: Any = model.blocks
+        for block in blocks:
             block.attention = training_attention(self.device)
         return model.to(self.device)
 
-    def _text(self):  # type: ignore[no-untyped-def]
+    def _text(self) -> TinyTextEncoder:
         return load_text_weights(self._file("teacher", "text")).to(self.device)
 
     def _vae(self) -> TinyVAE:

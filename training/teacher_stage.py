@@ -298,7 +298,8 @@ def takes_adam(name: str) -> bool:
 def initialise(model: Transformer) -> Transformer:
     """Every block starts as the identity and the head at zero, so that the loss starts at the data's variance."""
     with torch.no_grad():
-        for block in model.blocks:
+        blocks: Any = model.blocks  # a ModuleList does not say what it holds
+        for block in blocks:
             for linear in (block.self_attn.o, block.cross_attn.o, block.ffn[2]):
                 nn.init.zeros_(linear.weight)
                 nn.init.zeros_(linear.bias)
@@ -306,7 +307,8 @@ def initialise(model: Transformer) -> Transformer:
             block.modulation[:, [2, 5]] += 1.0
         nn.init.zeros_(model.head.head.weight)
         nn.init.zeros_(model.head.head.bias)
-        nn.init.zeros_(model.time_projection[1].weight)
-        nn.init.zeros_(model.time_projection[1].bias)
+        projection: Any = model.time_projection[1]
+        nn.init.zeros_(projection.weight)
+        nn.init.zeros_(projection.bias)
         model.head.modulation.normal_(std=0.02)
     return model

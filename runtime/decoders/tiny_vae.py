@@ -60,7 +60,8 @@ class TinyVAEConfig:
         """The config that `to_json` wrote; UserError on broken json or unknown fields."""
         try:
             fields: dict[str, Any] = json.loads(text)
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+            plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            return cls(**plain)
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"This is not a TinyVAE configuration ({error}): {text[:200]}") from error
 

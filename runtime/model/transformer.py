@@ -7,6 +7,8 @@ State-dict keys are those of the original Wan2.1 checkpoint. Source: algorithm.m
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -172,7 +174,7 @@ class Transformer(nn.Module):
         All rows take part, padding too: after the biases they are one constant vector (algorithm.md 1.3).
         """
         text_NLD = self.text_embedding(text_NLE)
-        return [block.text_kv(text_NLD) for block in self.blocks]
+        return [cast(Block, block).text_kv(text_NLD) for block in self.blocks]
 
     def embed_time(self, t_BF: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """``e [B, F, D]`` and its projection ``e0 [B, F, 6, D]`` of timesteps in 0..1000."""
