@@ -19,7 +19,7 @@ from PIL import Image
 
 COMMAND = [sys.executable, "-c", "from shotstream.runtime.cli import main; main()"]
 MODEL = ["--model", "tiny", "--weights", "random", "--threads", "1"]
-PATIENCE = 240  # seconds; a second is enough unless the machine is busy
+PATIENCE = 600  # seconds; two are enough unless the machine is busy
 TEXT_STORY = "A story about a red cat.\nWide shot: the red cat waves.\nClose-up: the red cat stands still.\n"
 
 
