@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from shotstream.runtime import snapshot as snapshots
-from shotstream.runtime.engine import Engine
+from shotstream.runtime.engine import Engine, ShotContext
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.noise import check_seed
 from shotstream.runtime.plugins import EngineRequest, ModelParts, ModelRequest, Plugin, PluginState, Registry
@@ -120,6 +120,24 @@ class Runtime:
         session.shots_begun = saved.shots_begun
         session.frames_made = saved.frames_made
         return self._started(session)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Make one chunk that nobody sees, so that the first shot does not wait for libraries to set themselves up.
+
+        No hook is called and no session is touched; a second on a CPU for `tiny`.
+        """
+        parts, config, state = self.parts, self.parts.config, self.take_state()
+        caption = self.engine.embed_caption(parts.text.encode(["warm-up"]))
+        frames = torch.zeros((config.context_frames, *parts.latent_shape), device=self.device, dtype=self.dtype)
+        none = [0] * config.context_frames
+        self.engine.begin_shot(state, ShotContext(frames, none, [caption], none), caption)
+        noise = torch.zeros((1, config.chunk_frames, *parts.latent_shape), device=self.device, dtype=self.dtype)
+        latents = self.engine.denoise(state, 0, noise, lambda step: noise)
+        pixels = parts.decoder.decode_chunk(latents, parts.decoder.new_stream(1))[0]
+        self.engine.clean(state, 0, latents)
+        parts.decoder.encode_frames(pixels[:1])
+        self._spare_states.append(state)
 
     def describe(self) -> Sequence[PluginState]:
         """Every plugin with its origin, state and what it provides."""

@@ -148,6 +148,7 @@ def _play(settings: Settings, source: StorySource, model: ModelChoice, choice: F
     sinks = _sinks(choice, console)
     with console.status(f"loading {model.model} ..."):
         runtime = model.load()
+        runtime.warm_up()
     with runtime:
         from shotstream.runtime.cli.progress import FilmProgress
         from shotstream.runtime.film import Film, FilmPlan, make_film

@@ -16,7 +16,7 @@ from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.attention import sdpa
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.noise import NoiseSource
-from shotstream.runtime.presets import load_transformer
+from shotstream.runtime.presets import DEFAULT_PLUGINS, load_transformer
 from shotstream.runtime.runtime import Runtime
 from shotstream.runtime.text.tiny import TinyTextEncoder
 
@@ -157,3 +157,15 @@ def test_cpu_and_gpu_make_the_same_first_shot_from_the_same_seed():
             session.begin_shot("a hero walks", 2)
             films.append(np.concatenate([c.frames for c in session.chunks()]).astype(int))
     assert np.abs(films[0] - films[1]).mean() < 0.5
+
+
+def test_a_warm_up_changes_nothing_that_is_made_afterwards() -> None:
+    def film(warm: bool) -> list[bytes]:
+        with Runtime("tiny", weights="random", plugins=DEFAULT_PLUGINS) as runtime:
+            if warm:
+                runtime.warm_up()
+            with runtime.open("A story about a red cat.", seed=3) as session:
+                session.cut("Wide shot: the red cat waves.", chunks=1)
+                return [chunk.frames.tobytes() for chunk in session.chunks()]
+
+    assert film(warm=True) == film(warm=False)
