@@ -1,9 +1,9 @@
 """The benchmark: a story of many shots on a loaded runtime, timed from outside and inside. No files, no screen.
 
 What a figure means. `fps`: frames per second of making, all chunks, nothing written. First frame: from a shot's caption
-to its first frames on the host. Memory: resident set of this process (and the GPU's peak). Drift: the median time of a
-chunk in a late shot against the same chunk positions in an early one. A warm-up shot in a session of its own is not
-counted.
+to its first frames on the host. Memory: resident set of this process (and the GPU's peak). Drift: the time of a
+chunk in a late shot against the same chunk of an early one, taken in turns. A warm-up shot in a session of its own is
+not counted.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from shotstream.runtime.sinks.base import replace_file
 from shotstream.runtime.story import Story, parse_text
 
 DEFAULT_CHUNKS = 7
+PAIRED_ROUNDS = 5
 EARLY_SHOT, LATE_SHOT = 2, 20  # counted from 1, as people do: shot 1 has no history yet
 BENCH_STORY = parse_text(
     """A story about a red cat with a blue scarf and a white rabbit. Setting: meadow by day.
@@ -139,9 +140,13 @@ def measure(
         torch.cuda.reset_peak_memory_stats(runtime.device)
     samples: list[ChunkSample] = []
     rss: list[float] = []
+    late = min(LATE_SHOT, shots)
+    boundaries: dict[int, bytes] = dict.fromkeys((EARLY_SHOT - 1, late - 1) if late > EARLY_SHOT else (), b"")
     with runtime.open(story.global_caption, seed=0) as session:
         for number in range(shots):
             on_shot(number)
+            if number in boundaries:
+                boundaries[number] = session.snapshot()
             begin = time.perf_counter()
             session.begin_shot(story.shots[number % len(story.shots)].caption, chunks)
             while (chunk := session.next_chunk()) is not None:
@@ -150,11 +155,15 @@ def measure(
                 samples.append(ChunkSample(number, chunk.chunk, len(chunk.frames), now - begin, parts))
                 begin = time.perf_counter()
             rss.append(resident_mb())
-    return summarise(runtime, samples, rss, shots, chunks)
+    drift = None
+    if boundaries:
+        caption = story.shots[0].caption
+        drift = late_over_early(runtime, boundaries[EARLY_SHOT - 1], boundaries[late - 1], caption, chunks)
+    return summarise(runtime, samples, rss, shots, chunks, drift)
 
 
 def summarise(
-    runtime: Runtime, samples: Sequence[ChunkSample], rss: list[float], shots: int, chunks: int
+    runtime: Runtime, samples: Sequence[ChunkSample], rss: list[float], shots: int, chunks: int, drift: float | None
 ) -> BenchReport:
     """Turn samples into the report."""
     frames = sum(sample.frames for sample in samples)
@@ -179,19 +188,40 @@ def summarise(
         rss_mb_after_shot=[round(value, 1) for value in rss],
         rss_growth_mb=round(rss[-1] - rss[EARLY_SHOT - 1], 1) if shots > EARLY_SHOT else None,
         gpu_peak_mb=_gpu_peak_mb(runtime.device),
-        late_over_early=late_over_early(samples, EARLY_SHOT - 1, late - 1) if late > EARLY_SHOT else None,
+        late_over_early=drift,
         late_shot=late,
         machine=_machine(runtime),
     )
 
 
-def late_over_early(samples: Sequence[ChunkSample], early: int, late: int) -> float:
-    """Median over chunk positions of late time / early time. The first chunk is left out: it carries the cut's work,
-    which depends on how many earlier captions the context shows."""
-    times = {(sample.shot, sample.chunk): sample.waited for sample in samples}
-    positions = sorted(chunk for shot, chunk in times if shot == early)
-    ratios = [times[late, chunk] / times[early, chunk] for chunk in positions[1:] or positions]
+def late_over_early(
+    runtime: Runtime, early: bytes, late: bytes, caption: str, chunks: int, rounds: int = PAIRED_ROUNDS
+) -> float:
+    """What history costs: chunk time behind many shots over chunk time behind one, both sessions restored from
+    snapshots.
+
+    The two take turns chunk by chunk, since a machine's speed drifts by far more than the 2 % looked for; the result
+    is the
+    median over all pairs. The first chunk is left out: it carries the cut's work, which depends on how many earlier
+    captions the context shows. Growth with the age of the process shows in the memory figure instead.
+    """
+    ratios: list[float] = []
+    for round_ in range(rounds):
+        with runtime.restore(early) as young, runtime.restore(late) as old:
+            pair = [young, old] if round_ % 2 == 0 else [old, young]
+            for session in pair:
+                session.begin_shot(caption, chunks)
+            for chunk in range(chunks):
+                times = {session: _timed(session.next_chunk) for session in pair}
+                if chunk or chunks == 1:
+                    ratios.append(times[old] / times[young])
     return round(statistics.median(ratios), 4)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -26,6 +26,7 @@ from torch import Tensor
 from shotstream.runtime.decoders.tiny_vae import TIME_FACTOR, TinyVAE, TinyVAEConfig, fold_time
 from shotstream.runtime.errors import UserError
 from shotstream.training.clips import Clip, ClipPool, ClipSource, PoolConfig, held_out_clip, world_clip
+from shotstream.training.curves import write_curves
 from shotstream.training.optim import MuonAdamW, build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -379,6 +380,7 @@ def _look(run: _Run, loss: float, held_out: Clip) -> None:
         run.log(loss=loss, psnr=float(np.mean(psnr)), psnr_min=min(psnr))
     if run.step % recipe.sheet_every == 0:
         sample_sheet(run.vae, held_out, run.out / f"sheet_{run.step:06d}.png")
+        write_curves(run.out / "log.jsonl", run.out / "curves.png")
     run.elapsed_s += time.monotonic() - started
     if run.step % recipe.checkpoint_every == 0 or run.finished():
         run.save()
