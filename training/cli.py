@@ -64,9 +64,12 @@ def train(
         return
     from rich.console import Console
 
+    from shotstream.runtime.errors import UserError
     from shotstream.runtime.sinks.base import ensure_writable
     from shotstream.training.pipeline import Pipeline
 
+    if stage not in (*STAGES, "all"):
+        raise UserError(f"there is no stage {stage!r}; stages are {', '.join(STAGES)} and all")
     folder = out or Path("runs") / chosen.name
     ensure_writable(folder)
     console = Console(stderr=True)

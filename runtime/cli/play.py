@@ -116,7 +116,7 @@ def play(
 def demo(
     ctx: typer.Context,
     out: Out = Path("out/demo"),
-    seed: Seed = 0,
+    seed: Seed = 2,
     device: Device = "cpu",
     live: Live = False,
     chunks: Chunks = None,
