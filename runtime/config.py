@@ -16,7 +16,7 @@ from shotstream.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """One transformer, student and teacher alike (algorithm.md 1.1; reference ``wan/configs/wan_t2v_1_3B.py``).
+    """One transformer, student and teacher alike (reference ``wan/configs/wan_t2v_1_3B.py``).
 
     ``jump`` is the phase in radians that the temporal rotary angle gains per shot, ``shift`` the flow-matching shift
     of the noise table, ``nominal_steps`` the student's denoising steps before warping.

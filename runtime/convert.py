@@ -2,7 +2,7 @@
 safetensors; LoRA adapters are merged into their base on the way.
 
 Reading and checking are ``model/state_dicts``' work; this file finds out the model's sizes, writes, and reports.
-Sources: algorithm.md 1.11, 9.
+
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def wan_settings(config: DiTConfig) -> dict[str, Any]:
 
 
 def diffusers_settings(config: DiTConfig) -> dict[str, Any]:
-    """``config.json`` of diffusers' ``WanTransformer3DModel`` (algorithm.md 1.11)."""
+    """``config.json`` of diffusers' ``WanTransformer3DModel``."""
     return {
         "_class_name": "WanTransformer3DModel",
         "attention_head_dim": config.head_dim,

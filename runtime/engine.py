@@ -104,7 +104,7 @@ class EagerEngine:
         return self.model.embed_captions(text_1LE.to(self.device, self.dtype))
 
     def begin_shot(self, state: ShotState, context: ShotContext, caption: TextKV) -> None:
-        """Context pass (algorithm.md 3.2): each context frame reads its own shot's caption."""
+        """Context pass: each context frame reads its own shot's caption."""
         device = self.device
         several = len(context.captions) > 1
         index = torch.tensor([list(context.caption_index)], device=device) if several else None
@@ -118,7 +118,7 @@ class EagerEngine:
     def denoise(
         self, state: ShotState, start_frame: int, noise_BFCHW: Tensor, renoise: Callable[[int], Tensor]
     ) -> Tensor:
-        """Denoising steps of one chunk (algorithm.md 3.4)."""
+        """Denoising steps of one chunk."""
         assert state.conditions is not None, "begin_shot comes first"
         keys = state.cache.chunk(start_frame)
         return denoise_chunk(
@@ -126,7 +126,7 @@ class EagerEngine:
         )
 
     def clean(self, state: ShotState, start_frame: int, x0_BFCHW: Tensor) -> None:
-        """Clean pass of one chunk (algorithm.md 3.4), without noise."""
+        """Clean pass of one chunk, without noise."""
         assert state.conditions is not None, "begin_shot comes first"
         keys = state.cache.chunk(start_frame)
         clean_pass(self.model, x0_BFCHW, start_frame, state.conditions, keys)

@@ -1,6 +1,6 @@
 """What a session remembers of finished shots: the frames that a later shot may still be shown, and nothing else.
 
-The frame choice (`choose_context`, algorithm.md section 5) depends on the number of shots and their lengths only, so
+The frame choice (`choose_context`) depends on the number of shots and their lengths only, so
 the frames that can ever be picked are known when a shot ends: at most eight in all, of at most six shots, however long
 the session plays. Frames are kept as latents, each encoded alone (5.3). This file decodes and encodes nothing.
 """

@@ -81,7 +81,7 @@ class NoiseSource:
         self._dtype = dtype
 
     def draw(self, shot: int, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal noise of `shape`: drawn in float32, then cast (algorithm.md 1.12)."""
+        """Standard normal noise of `shape`: drawn in float32, then cast."""
         numbers = torch.from_numpy(normal(self.seed, shot, chunk, step, math.prod(shape))).view(shape)
         numbers = numbers.to(self._dtype)
         if self._device.type == "cuda":

@@ -1,9 +1,9 @@
 """Sessions: a film that is made shot by shot, chunk by chunk, while its story is still being told.
 
-A session knows shots, captions and frames; how a step is executed is the engine's business. Source: algorithm.md
-sections 3.4, 3.5, 4 and 5; reference `pipeline/causal_inference_ar.py`. Unlike the reference it decodes after every
-chunk, keeps nothing of a finished shot but the frames that can still be picked as context, and skips the clean pass
-of a shot's last chunk.
+A session knows shots, captions and frames; how a step is executed is the engine's business.
+Source: reference `pipeline/causal_inference_ar.py`. Unlike the reference it decodes after every chunk, keeps
+nothing of a finished shot but the frames that can still be picked as context, and skips the clean pass of a shot's last
+chunk.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ class Session:
         return self._running  # a hook may have ended it
 
     def _shot_context(self, frames: list[ContextFrame], shot: _Shot) -> ShotContext:
-        """Context latents with flags and captions (algorithm.md 2.3, 4.3); six null frames for the first shot."""
+        """Context latents with flags and captions; six null frames for the first shot."""
         count = self.runtime.parts.config.context_frames
         if not frames:
             shape = (count, *self.runtime.parts.latent_shape)

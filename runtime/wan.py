@@ -2,7 +2,7 @@
 
 It finds files, refuses early what cannot fit, loads and puts in place; the parts themselves live in ``model/``,
 ``decoders/`` and ``text/``. Weights come from a folder as ``shotstream fetch wan-1.3b`` makes it, or are random.
-Sources: algorithm.md 0, 1, 7, 9, 11.
+
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class MemoryPlan:
 def memory_plan(
     sizes: WanSizes, dtype: torch.dtype = torch.bfloat16, captions: int = 7, text_on_device: bool = True
 ) -> MemoryPlan:
-    """What this preset needs (algorithm.md 11). ``captions``: text keys and values kept, six of history and one.
+    """What this preset needs. ``captions``: text keys and values kept, six of history and one.
 
     Weights, caches and text keys follow from the sizes exactly. Two items are estimates: what the decoder's causal
     convolutions remember (two frames each, seven or so at every resolution), and the working space, i.e. two

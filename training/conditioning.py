@@ -37,7 +37,7 @@ def route_frames(
     `context_shots` holds the shot of each context frame, empty for the first shot of a story. Without a context
     (first shot, or dropped) the context frames get flag 0 and the target flag 1. Every frame then attends to the
     target's own caption. The reference uses the flag itself as caption number, so that such a target reads caption
-    1 whatever its shot; `reference_caption_bug=True` does the same (algorithm notes 8.7 and 8.8). With one
+    1 whatever its shot; `reference_caption_bug=True` does the same. With one
     caption, every frame attends to it.
 
     Raises ValueError if `context_shots` is neither empty nor `context_frames` long.

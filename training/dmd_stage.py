@@ -2,7 +2,7 @@
 
 ``intra`` draws one shot behind ground-truth history per step; ``inter`` makes whole stories shot by shot, each behind
 the
-model's own decoded shots, with LoRA adapters on generator and critic. Source: algorithm.md 8.6 to 8.8.
+model's own decoded shots, with LoRA adapters on generator and critic.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ class LatentStories:
 
 
 def full_captions(seed: int, shots_in_story: int, shots: Sequence[int], wording: int | None) -> list[str]:
-    """Global caption, zero-based label and shot caption joined without a separator (algorithm.md 4.1)."""
+    """Global caption, zero-based label and shot caption joined without a separator."""
     story = sample_story(seed, shots_in_story)
     if wording is None:
         whole, parts = story.global_caption, [story.shot_caption(k) for k in range(shots_in_story)]

@@ -1,6 +1,6 @@
 """Stage ``ode``: pairs from the teacher's sampler, then the causal initialisation of the student by regression.
 
-Source: algorithm.md 8.4 and 8.5. The pairs are shards in a folder, made once; a killed run makes the missing ones.
+The pairs are shards in a folder, made once; a killed run makes the missing ones.
 """
 
 from __future__ import annotations

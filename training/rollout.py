@@ -31,7 +31,7 @@ class RolloutSettings:
     detach_cache: later chunks send no gradient into earlier ones (an ablation; the reference does not).
     renoise_clean: add noise of level sigma(0) before the clean pass; inference does not.
     round_timesteps: hand the network bfloat16-rounded timesteps and convert to x0 with their nearest sigma, as
-    the reference's FSDP mixed precision does (algorithm notes 6.7); re-noising keeps the exact ones. Off by
+    the reference's FSDP mixed precision does; re-noising keeps the exact ones. Off by
     default, so that training and inference see the same timesteps.
     """
 

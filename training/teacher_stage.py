@@ -1,7 +1,7 @@
 """Stage ``teacher``: the bidirectional next-shot model and the text encoder, trained together from nothing.
 
 It runs in phases: single frames first (cheap, most of appearance and language is learnt there), then short next shots
-behind six context frames, then whole shots. The loss is step 1 of the paper (algorithm.md 8.3).
+behind six context frames, then whole shots. The loss is step 1 of the paper.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ class Phase:
 class TeacherRecipe:
     """Hyper-parameters of the teacher stage. ``optimizer`` is "muon" (matrices; AdamW for the rest) or "adamw";
     ``train_only`` limits training to parameters with that word in their name (the reference's ``self_attn``);
-    ``init`` is
-    a file with weights to start from. ``weighting`` is "uniform" or the reference's "gaussian" of
-    algorithm.md 6.5.
+    ``init`` is a file with weights to start from. ``weighting``: "uniform", or the reference's "gaussian" over timesteps.
     """
 
     model: DiTConfig = TINY

@@ -6,7 +6,7 @@ streams can run on one set of weights, and decoding chunk by chunk equals decodi
 both feed one latent frame at a time.
 
 Letters: B clips, F latent frames, N images, C channels, H W height and width. Pixels are in [-1, 1].
-Source: algorithm.md section 7; reference ``wan/modules/vae.py`` and the VAE wrapper of ``utils/wan_wrapper.py``.
+Source: reference ``wan/modules/vae.py`` and the VAE wrapper of ``utils/wan_wrapper.py``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TIME_FACTOR = 4
 SPACE_FACTOR = 8
 PARAMETERS = 126_892_531
 
-# Per channel, algorithm.md 7.2.
+# Per channel, as published with Wan2.1.
 LATENT_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
     *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
@@ -74,7 +74,7 @@ class _Norm:
     def at(self, like: Tensor) -> tuple[Tensor, Tensor]:
         key = (like.device, like.dtype)
         if key not in self.cache:
-            # Deviation first rounded to the dtype, then inverted in it (algorithm.md 7.2, trap 38).
+            # Deviation first rounded to the dtype, then inverted in it.
             mean, std = (t.to(*key).view(1, -1, 1, 1, 1) for t in (self.mean, self.scale))
             self.cache[key] = (mean, 1.0 / std)
         return self.cache[key]
@@ -148,7 +148,7 @@ class WanVAE(nn.Module):
         return ((mu - mean) * scale).transpose(1, 2)
 
     def encode_frames(self, frames_NCHW: Tensor) -> Tensor:
-        """Context frames to latents ``[N, C, H/8, W/8]``, every one a clip of its own (algorithm.md 5.3).
+        """Context frames to latents ``[N, C, H/8, W/8]``, every one a clip of its own.
 
         One at a time: memory stays that of one frame, and a frame's latent does not depend on its neighbours.
         """

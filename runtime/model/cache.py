@@ -1,7 +1,7 @@
 """Keys and values: the dual cache of inference and the functional cache of training. Addresses, not captions.
 
 Both answer one question of a transformer layer: given this pass's rotated keys and its values, what is attended over?
-Source: algorithm.md sections 3.1 to 3.3 and 3.6; reference ``wan/modules/causal_model.py``.
+Source: reference ``wan/modules/causal_model.py``.
 """
 
 from __future__ import annotations

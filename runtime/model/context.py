@@ -1,6 +1,6 @@
 """Dynamic sampling: which frames of past shots the next shot is shown. Indices only, no pixels.
 
-Source: algorithm.md section 5; reference ``pipeline/causal_inference_ar.py``.
+Source: reference ``pipeline/causal_inference_ar.py``.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 diffusers), the video VAE and the umT5 encoder. No file is opened here and no tensor is copied or changed (only
 the VAE's and encoder's top-level names move); ``state_dicts`` reads files and checks shapes.
 
-The tables were written from the published module trees and checked by loading strictly and comparing outputs
-(algorithm.md 1.11, 4.4, 7.3). Every function names the keys it cannot place and raises ``UserError``.
+The tables were written from the published module trees and checked by loading strictly and comparing outputs.
+Every function names the keys it cannot place and raises ``UserError``.
 """
 
 from __future__ import annotations

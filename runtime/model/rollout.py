@@ -1,6 +1,6 @@
 """The chunk loop's mathematics: four denoising steps and the clean pass, over any cache and any source of noise.
 
-Source: algorithm.md section 3.4; reference ``pipeline/causal_inference_ar.py``.
+Source: reference ``pipeline/causal_inference_ar.py``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rotary position embedding over time, height and width, with the phase jump between shots.
 
-Source: algorithm.md section 2; reference ``wan/modules/causal_model.py``. Angles are made in float64, tables are
+Source: reference ``wan/modules/causal_model.py``. Angles are made in float64, tables are
 float32.
 """
 

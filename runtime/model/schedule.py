@@ -1,6 +1,6 @@
 """Flow-matching noise table: sigmas, timesteps, look-ups and conversions. It draws no noise and owns no model.
 
-Source: algorithm.md section 6; reference ``utils/scheduler.py`` and ``utils/wan_wrapper.py``.
+Source: reference ``utils/scheduler.py`` and ``utils/wan_wrapper.py``.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class NoiseSchedule:
         return ((1 - sigma) * x0 + sigma * noise).to(noise.dtype)
 
     def euler_sigmas(self, steps: int) -> Tensor:
-        """Noise levels of a ``steps``-step sampler, ``steps + 1`` values ending in 0 (algorithm.md 6.6)."""
+        """Noise levels of a ``steps``-step sampler, ``steps + 1`` values ending in 0."""
         return shift_sigma(torch.linspace(1.0, 0.0, steps + 1), self.shift)
 
 

@@ -1,9 +1,9 @@
 """DiT weights from and to every layout in use: Wan original, diffusers, ShotStream ``.pt``, LoRA and our own
-safetensors. Whatever comes in leaves as Wan-original keys (algorithm.md 1.10), checked against a ``DiTConfig``.
+safetensors. Whatever comes in leaves as Wan-original keys, checked against a ``DiTConfig``.
 
 Which layout a file has is decided by its keys, never by its name. ``checkpoint_files`` opens containers,
 ``key_maps`` holds the tables of names; this file joins them and says what is missing, extra or mis-shaped.
-Sources: algorithm.md 1.11 and 9 (reference ``merge_lora_checkpoint.py``, ``utils/wan_wrapper.py``).
+Source: reference ``merge_lora_checkpoint.py``, ``utils/wan_wrapper.py``.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Checkpoint:
 
 
 def dit_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
-    """Every key of a DiT of this size with its shape (algorithm.md 1.10); 825 for the 1.3B model."""
+    """Every key of a DiT of this size with its shape; 825 for the 1.3B model."""
     d, ffn = config.dim, config.ffn_dim
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -219,7 +219,7 @@ def load_dit(
 
 
 def lora_pairs(lora: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Module name -> (A ``[rank, in]``, B ``[out, rank]``) of a LoRA dictionary (algorithm.md 9)."""
+    """Module name -> (A ``[rank, in]``, B ``[out, rank]``) of a LoRA dictionary."""
     halves: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in lora.items():
         found = _LORA_KEY.match(key)

@@ -1,7 +1,7 @@
 """The one diffusion transformer: student and teacher, tiny and real. It knows tensors; caches and shots are its
 callers'.
 
-State-dict keys are those of the original Wan2.1 checkpoint. Source: algorithm.md sections 1, 2, 4.3; reference
+State-dict keys are those of the original Wan2.1 checkpoint. Source: reference
 ``wan/modules/model.py`` and ``wan/modules/causal_model.py`` (one state dict fits both).
 """
 
@@ -51,7 +51,7 @@ class Projections(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and feed-forward with six modulation vectors per frame (algorithm.md 1.5)."""
+    """Self-attention, cross-attention and feed-forward with six modulation vectors per frame."""
 
     def __init__(self, config: DiTConfig, attention: Attention) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class Transformer(nn.Module):
     def embed_captions(self, text_NLE: Tensor) -> TextKV:
         """Text keys and values per layer from text-encoder rows ``[N, text_len, text_dim]`` (padding rows are zero).
 
-        All rows take part, padding too: after the biases they are one constant vector (algorithm.md 1.3).
+        All rows take part, padding too: after the biases they are one constant vector.
         """
         text_NLD = self.text_embedding(text_NLE)
         return [cast(Block, block).text_kv(text_NLD) for block in self.blocks]

@@ -2,7 +2,7 @@
 
 What is here: the rolling window with any sink, with the reference's rule that a chunk's later passes do not rewrite
 sink frames; and the window that keeps unrotated keys and gives them positions counted from its own start. What is not
-here: anything the product runs. Written from the description of the reference's dead code (algorithm notes 3.6, 3.7).
+here: anything the product runs. Written from the description of the reference's dead code.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Transformers provides the layers, ``tokenizers`` the vocabulary; cleaning, length rule, zeroing and a small cache of
 embeddings are here. Captions are encoded one by one at their own length: masked positions take no part in attention,
 so this equals the reference's 512-row batch on every valid row and costs a tenth of it for a usual caption.
-Source: algorithm.md 4.4; reference ``wan/modules/t5.py`` and ``wan/modules/tokenizers.py``.
+Source: reference ``wan/modules/t5.py`` and ``wan/modules/tokenizers.py``.
 
 Unlike the reference, a caption that does not fit is refused by default: cutting takes the end, which is the shot part.
 """

@@ -31,7 +31,7 @@ def play(session, captions, chunks=2):
 
 # ------------------------------------------------------------------------------------ the loop of the reference
 class PlainCache:
-    """Caches as algorithm.md 3.3 states them: lists that are concatenated."""
+    """Caches as the reference has them: lists that are concatenated."""
 
     def __init__(self, visible):
         self.visible, self.own = visible, []
@@ -45,7 +45,7 @@ class PlainCache:
 
 
 def plain_film(runtime, seed, global_caption, captions, chunks):
-    """algorithm.md 3.4, 3.5, 4 and 5, word by word; returns the latents [F, C, h, w] of every shot."""
+    """The reference's shot loop, step by step; returns the latents [F, C, h, w] of every shot."""
     parts = runtime.parts
     net, vae, config = parts.transformer, parts.decoder, parts.config
     schedule = NoiseSchedule(config.shift)
@@ -121,7 +121,7 @@ def test_context_frames_carry_the_flags_and_captions_of_their_shots(small_runtim
     session = runtime.open("A forest. ", seed=1)
     words = [f"thing number {i}" for i in range(9)]
     play(session, words, chunks=1)
-    table = [  # algorithm.md 5.1
+    table = [
         [0, 0, 0, 0, 0, 0],
         [0, 0, 0, 0, 0, 0],
         [0, 0, 0, 1, 1, 1],
