@@ -45,7 +45,7 @@ class Phase:
 class TeacherRecipe:
     """Hyper-parameters of the teacher stage. ``optimizer`` is "muon" (matrices; AdamW for the rest) or "adamw";
     ``train_only`` limits training to parameters with that word in their name (the reference's ``self_attn``);
-    ``init`` is a file with weights to start from. ``weighting``: "uniform", or the reference's "gaussian" over timesteps.
+    ``init`` is a file with weights to start from. ``weighting``: "uniform", or the reference's "gaussian".
     """
 
     model: DiTConfig = TINY
