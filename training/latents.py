@@ -17,14 +17,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shotstream.runtime.decoders.tiny_vae import TinyVAE
+from shotstream.runtime.decoders.tiny_vae import TIME_FACTOR, TinyVAE
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.context import choose_context
 from shotstream.training.world import is_held_out, paraphrased, render_shot, sample_story
+from shotstream.training.world.parts import part_shares
 
 log = logging.getLogger(__name__)
 
 STORIES_PER_SHARD = 25
+_SINGLES = ("singles", "single_parts")
 
 
 def training_seeds(first: int, count: int, shots: int) -> Iterator[int]:
@@ -49,6 +51,9 @@ def single_positions(shot_frames: int, budget: int, max_history: int) -> list[in
 class LatentPlan:
     """What the shards hold: ``stories`` stories of ``shots`` shots of ``frames`` pixel frames, seeds from
     ``first_seed``.
+
+    Of every shot the whole clip (unless ``clips`` is false) and single frames, each encoded alone: those at
+    ``positions``, by default every frame that the choice of context frames can name.
     """
 
     stories: int
@@ -57,11 +62,27 @@ class LatentPlan:
     first_seed: int = 0
     height: int = 80
     width: int = 128
+    clips: bool = True
+    positions: tuple[int, ...] = ()
+
+    @property
+    def single_frames(self) -> list[int]:
+        """Frame numbers of the frames that are encoded alone."""
+        return list(self.positions) or single_positions(self.frames, 6, self.shots - 1)
+
+    @property
+    def clip_ends(self) -> list[int]:
+        """The last frame number of every latent of a clip."""
+        return list(range(0, self.frames, TIME_FACTOR)) if self.clips else []
 
 
-def _render(job: tuple[int, int, int, int, int, int]) -> np.ndarray:
-    seed, shots, shot, frames, height, width = job
-    return render_shot(sample_story(seed, shots), shot, frames, height=height, width=width)
+def _render(job: tuple[int, LatentPlan, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of a shot, the whole clip or only the single ones, and the parts of its clip ends and single frames."""
+    seed, plan, shot = job
+    story = sample_story(seed, plan.shots)
+    frames = range(plan.frames) if plan.clips else plan.single_frames
+    video = render_shot(story, shot, frames, height=plan.height, width=plan.width)
+    return video, part_shares(story, shot, [*plan.clip_ends, *plan.single_frames])
 
 
 @torch.inference_mode()
@@ -69,36 +90,32 @@ def make_latents(vae: TinyVAE, plan: LatentPlan, out: Path, workers: int = 1) ->
     """Write the missing shards of ``plan`` into ``out``; existing ones are kept, so a killed run goes on."""
     out.mkdir(parents=True, exist_ok=True)
     seeds = list(training_seeds(plan.first_seed, plan.stories, plan.shots))
-    positions = single_positions(plan.frames, 6, plan.shots - 1)
+    singles = plan.single_frames if plan.clips else list(range(len(plan.single_frames)))
     groups = [seeds[i : i + STORIES_PER_SHARD] for i in range(0, len(seeds), STORIES_PER_SHARD)]
     missing = [(i, g) for i, g in enumerate(groups) if not (out / f"shard_{i:05d}.safetensors").exists()]
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     device = next(vae.parameters()).device.type
     with get_context("spawn").Pool(workers) as pool:
-        jobs = [
-            (seed, plan.shots, shot, plan.frames, plan.height, plan.width)
-            for _, group in missing for seed in group for shot in range(plan.shots)
-        ]  # fmt: skip
+        jobs = [(seed, plan, shot) for _, group in missing for seed in group for shot in range(plan.shots)]
         rendered = pool.imap(_render, jobs, chunksize=4)
         for index, group in missing:
-            clips, singles = [], []
+            shard: dict[str, list[Tensor]] = {}
             for _ in range(len(group) * plan.shots):
-                video = torch.from_numpy(next(rendered)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+                frames, parts = next(rendered)
+                video = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
                 with torch.autocast(device, torch.bfloat16):
-                    clip, single = vae.encode_base(video[None])[0], vae.encode_base(video[positions][:, None])[:, 0]
-                clips.append(clip.half())
-                singles.append(single.half())
+                    made = {"singles": vae.encode_base(video[singles][:, None])[:, 0].half()}
+                    if plan.clips:
+                        made["clips"] = vae.encode_base(video[None])[0].half()
+                ends = len(plan.clip_ends)
+                made |= {"clip_parts": torch.from_numpy(parts[:ends]), "single_parts": torch.from_numpy(parts[ends:])}
+                for name, tensor in made.items():
+                    shard.setdefault(name, []).append(tensor)
             shape = (len(group), plan.shots)
             path = out / f"shard_{index:05d}.safetensors"
             scratch = path.with_suffix(".tmp")
-            save_file(
-                {
-                    "seeds": torch.tensor(group),
-                    "clips": torch.stack(clips).unflatten(0, shape).contiguous(),
-                    "singles": torch.stack(singles).unflatten(0, shape).contiguous(),
-                },
-                scratch,
-            )
+            stacked = {name: torch.stack(rows).unflatten(0, shape).contiguous() for name, rows in shard.items()}
+            save_file({"seeds": torch.tensor(group), **stacked}, scratch)
             scratch.replace(path)
             log.info("shard %d of %d written", index + 1, len(groups))
 
@@ -111,11 +128,10 @@ class LatentStories:
     def __init__(self, folder: Path, plan: LatentPlan) -> None:
         self.folder = folder
         self.plan = plan
-        self.positions = single_positions(plan.frames, 6, plan.shots - 1)
+        self.positions = plan.single_frames
         self._known: list[str] = []
         self.seeds: list[int] = []
-        self._clips: list[Tensor] = []
-        self._singles: list[Tensor] = []
+        self._tensors: dict[str, list[Tensor]] = {name: [] for name in ("clips", "clip_parts", *_SINGLES)}
         self.refresh()
         if not self.seeds:
             raise UserError(f"no latent shards in {folder}; run 'shotstream train latents' first")
@@ -127,8 +143,8 @@ class LatentStories:
                 continue
             with safe_open(path, "pt") as file:
                 self.seeds += file.get_tensor("seeds").tolist()
-                self._clips += list(file.get_tensor("clips"))
-                self._singles += list(file.get_tensor("singles"))
+                for name in self._tensors if self.plan.clips else _SINGLES:
+                    self._tensors[name] += list(file.get_tensor(name))
             self._known.append(path.name)
         return len(self.seeds)
 
@@ -137,17 +153,31 @@ class LatentStories:
 
     def clip(self, story: int, shot: int, frames: int) -> Tensor:
         """First ``frames`` latents of a shot, float32 ``[frames, C, H, W]``."""
-        return self._clips[story][shot, :frames].float()
+        return self._tensors["clips"][story][shot, :frames].float()
+
+    def clip_parts(self, story: int, shot: int, frames: int) -> Tensor:
+        """Parts seen at the ends of the same latents, uint8 ``[frames, H, W, parts]``."""
+        return self._tensors["clip_parts"][story][shot, :frames]
 
     def single(self, story: int, shot: int, position: int) -> Tensor:
         """The ``position``-th of the singly encoded frames of a shot, float32 ``[C, H, W]``."""
-        return self._singles[story][shot, position].float()
+        return self._tensors["singles"][story][shot, position].float()
+
+    def single_parts(self, story: int, shot: int, position: int) -> Tensor:
+        """Parts seen in the same frame, uint8 ``[H, W, parts]``."""
+        return self._tensors["single_parts"][story][shot, position]
 
     def context(self, story: int, shot: int, budget: int = 6) -> tuple[Tensor, list[int]]:
-        """Context latents ``[budget, C, H, W]`` and their shots, chosen from the shots before ``shot``."""
+        """Context latents ``[budget, C, H, W]`` and their shots, chosen from the shots before ``shot``.
+
+        Where the frame chosen was not encoded alone, its nearest neighbour stands in for it.
+        """
         chosen = choose_context([self.plan.frames] * shot, budget)
-        latents = [self.single(story, s, self.positions.index(frame)) for s, frame in chosen]
+        latents = [self.single(story, s, self._nearest(frame)) for s, frame in chosen]
         return torch.stack(latents), [s for s, _ in chosen]
+
+    def _nearest(self, frame: int) -> int:
+        return min(range(len(self.positions)), key=lambda i: abs(self.positions[i] - frame))
 
     def captions(self, story: int, shots: Sequence[int], wording: int | None) -> list[str]:
         """Full captions of the given shots: canonical when ``wording`` is None, else paraphrased by that seed."""

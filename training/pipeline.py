@@ -1,7 +1,7 @@
 """The stages of a recipe in order, each finding what earlier ones left in the run's folder. Progress is the caller's.
 
-Folder of a run: ``vae/``, ``latents/``, ``held_out/``, ``teacher/``, ``ode/``, ``intra/``, ``inter/`` (checkpoints,
-logs, sheets) and ``weights/`` (what the runtime loads).
+Folder of a run: ``vae/``, ``text/``, ``latents/``, ``images/``, ``held_out/``, ``teacher/``, ``ode/``, ``intra/``,
+``inter/``, ``decoder/`` (checkpoints, logs, sheets) and ``weights/`` (what the runtime loads).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from shotstream.training.lora import merge_adapters
 from shotstream.training.ode_stage import OdeStage, Pairs, make_pairs
 from shotstream.training.recipe import Recipe
 from shotstream.training.teacher_stage import TeacherStage, training_attention
+from shotstream.training.text_stage import TextStage
 from shotstream.training.trainer import Ema, LoopConfig, Stage, run_stage
 from shotstream.training.vae_stage import run_vae_stage
 from shotstream.training.weights import load_dit_weights, load_text_weights, save_weights
@@ -44,8 +45,8 @@ class Pipeline:
     def run(self, stage: str) -> bool:
         """Run one stage by name; False when its time slice ended before it was finished."""
         steps = {
-            "vae": self.vae, "latents": self.latents, "teacher": self.teacher, "ode": self.ode,
-            "intra": self.intra, "inter": self.inter, "export": self.export,
+            "vae": self.vae, "text": self.text, "latents": self.latents, "teacher": self.teacher, "ode": self.ode,
+            "intra": self.intra, "inter": self.inter, "decoder": self.decoder, "export": self.export,
         }  # fmt: skip
         if stage not in steps:
             raise UserError(f"there is no stage {stage!r}; stages are {', '.join(steps)} and all")
@@ -65,21 +66,43 @@ class Pipeline:
         run_vae_stage(recipe, path.parent)
         return path.exists()
 
+    def decoder(self) -> bool:
+        """Train the codec's decoder further; latents stay as they are."""
+        path = self.out / "decoder" / "vae.safetensors"
+        if self.recipe.decoder is None or path.exists():
+            return True
+        minutes = self.recipe.decoder.minutes if self.minutes is None else self.minutes
+        recipe = replace(self.recipe.decoder, start=str(self._file("vae", "vae")), minutes=minutes)
+        run_vae_stage(recipe, path.parent)
+        return path.exists()
+
+    def text(self) -> bool:
+        """Train the text encoder."""
+        recipe = self.recipe.text
+        stage = TextStage(recipe, self.device)
+        done = self._loop(stage, recipe.loop)
+        stage.ema.swap()
+        save_weights(stage.text, stage.text.config.to_json(), self._file("text", "text"))
+        return done
+
     def latents(self) -> bool:
         """Encode the training and the held-out stories."""
         vae = self._vae()
         make_latents(vae, self.recipe.held_out, self.out / "held_out", self.recipe.render_workers)
         make_latents(vae, self.recipe.latents, self.out / "latents", self.recipe.render_workers)
+        if self.recipe.images is not None:
+            make_latents(vae, self.recipe.images, self.out / "images", self.recipe.render_workers)
         return True
 
     def teacher(self) -> bool:
-        """Train the bidirectional next-shot model with the text encoder."""
+        """Train the bidirectional next-shot model."""
         recipe = self.recipe.teacher
-        stage = TeacherStage(recipe, self._data(), self._held_out(), self._vae(), self.device)
+        sources = [self._data()]
+        if self.recipe.images is not None:
+            sources.append(LatentStories(self.out / "images", self.recipe.images))
+        stage = TeacherStage(recipe, sources, self._held_out(), self._text(), self._vae(), self.device)
         done = self._loop(stage, recipe.loop)
         self._keep(stage.ema, stage.model, self._file("teacher", "dit"))
-        save_weights(stage.text, stage.text.config.to_json(), self._file("teacher", "text"))
-        stage.ema.swap()
         return done
 
     def ode(self) -> bool:
@@ -121,7 +144,8 @@ class Pipeline:
         text = self._text()
         save_weights(student, student.config.to_json(), weights / "dit.safetensors", torch.float16)
         save_weights(text, text.config.to_json(), weights / "text.safetensors", torch.float16)
-        TinyVAE.load(self._file("vae", "vae")).save(weights / "vae.safetensors", torch.float16)
+        codec = next(p for s in ("decoder", "vae") if (p := self._file(s, "vae")).exists())
+        TinyVAE.load(codec).save(weights / "vae.safetensors", torch.float16)
         shutil.copyfile(self._sheet(last), weights / "sheet.png")
         return True
 
@@ -163,7 +187,7 @@ class Pipeline:
         return model.to(self.device)
 
     def _text(self) -> TinyTextEncoder:
-        return load_text_weights(self._file("teacher", "text")).to(self.device)
+        return load_text_weights(self._file("text", "text"), "text").to(self.device)
 
     def _vae(self) -> TinyVAE:
         path = self._file("vae", "vae")

@@ -19,15 +19,17 @@ from shotstream.training.dmd_stage import DmdRecipe
 from shotstream.training.latents import LatentPlan
 from shotstream.training.ode_stage import OdeRecipe
 from shotstream.training.teacher_stage import TeacherRecipe
+from shotstream.training.text_stage import TextRecipe
 from shotstream.training.vae_stage import VAERecipe
 
-STAGES = ("vae", "latents", "teacher", "ode", "intra", "inter", "export")
+STAGES = ("vae", "text", "latents", "teacher", "ode", "intra", "inter", "decoder", "export")
 """In the order in which they need each other."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model's whole training. ``latents`` are the training stories, ``held_out`` those of the sample sheets.
+    """One model's whole training. ``decoder`` trains the codec's decoder further, behind fixed latents. ``latents`` are
+    the training stories, ``images`` more of them as single frames, ``held_out`` those of the sample sheets.
 
     ``source`` is "world" (stories rendered from seeds) or "videos" (real clips; this version only explains such
     recipes).
@@ -36,7 +38,10 @@ class Recipe:
     name: str
     source: str = "world"
     vae: VAERecipe = field(default_factory=VAERecipe)
+    decoder: VAERecipe | None = None
+    text: TextRecipe = field(default_factory=TextRecipe)
     latents: LatentPlan = field(default_factory=lambda: LatentPlan(stories=1000))
+    images: LatentPlan | None = None
     held_out: LatentPlan = field(default_factory=lambda: LatentPlan(stories=25, first_seed=50_000_000))
     teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
     ode: OdeRecipe = field(default_factory=OdeRecipe)

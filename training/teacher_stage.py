@@ -1,11 +1,13 @@
-"""Stage ``teacher``: the bidirectional next-shot model and the text encoder, trained together from nothing.
+"""Stage ``teacher``: the bidirectional next-shot model, trained from nothing behind the frozen text encoder.
 
-It runs in phases: single frames first (cheap, most of appearance and language is learnt there), then short next shots
-behind six context frames, then whole shots. The loss is step 1 of the paper.
+It runs in phases: single frames first (cheap; most of appearance is learnt there), then single frames behind a few
+context frames (memory), then short next shots, then whole ones. The loss is step 1 of the paper, and beside it where
+the parts of the scene are (:class:`PartHead`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +22,16 @@ from shotstream.runtime.model.attention import Attention, matmul_softmax, sdpa
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.state_dicts import load_dit
 from shotstream.runtime.model.transformer import Transformer
-from shotstream.runtime.text.tiny import TinyTextConfig, TinyTextEncoder
+from shotstream.runtime.text.tiny import TinyTextEncoder
 from shotstream.training import losses
-from shotstream.training.conditioning import Conditioning, Routing, route_frames
+from shotstream.training.conditioning import Conditioning, route_frames
 from shotstream.training.latents import LatentStories
-from shotstream.training.objectives import target_flow
 from shotstream.training.optim import build_adamw, build_optimizer
 from shotstream.training.sampling import sample_teacher
 from shotstream.training.sheets import to_uint8, write_sheet
+from shotstream.training.teacher_data import Batch, Drawing, Phase, batch_of, draw_sample
 from shotstream.training.trainer import Ema, LoopConfig, step_generator
-
-
-@dataclass(frozen=True)
-class Phase:
-    """``steps`` steps of ``batch`` samples whose target has ``frames`` latents, with or without context frames."""
-
-    steps: int
-    batch: int
-    frames: int
-    context: bool
+from shotstream.training.world.parts import PARTS
 
 
 @dataclass(frozen=True)
@@ -46,14 +39,15 @@ class TeacherRecipe:
     """Hyper-parameters of the teacher stage. ``optimizer`` is "muon" (matrices; AdamW for the rest) or "adamw";
     ``train_only`` limits training to parameters with that word in their name (the reference's ``self_attn``);
     ``init`` is a file with weights to start from. ``weighting``: "uniform", or the reference's "gaussian".
+    ``parts_weight`` is the weight of the second loss, 0 for none, read from block ``parts_layer``.
     """
 
     model: DiTConfig = TINY
-    text: TinyTextConfig = TinyTextConfig()  # noqa: RUF009  (frozen)
     phases: tuple[Phase, ...] = (
-        Phase(900, 128, 1, False),
-        Phase(700, 24, 3, True),
-        Phase(200, 12, 9, True),
+        Phase(900, 128, 1, 0),
+        Phase(900, 48, 1, 2),
+        Phase(700, 24, 3, 6),
+        Phase(200, 12, 9, 6),
     )
     lr: float = 2e-3
     adam_lr: float = 1.5e-3
@@ -65,6 +59,8 @@ class TeacherRecipe:
     first_shot: float = 0.2
     paraphrase: float = 0.7
     weighting: str = "uniform"
+    parts_weight: float = 0.25
+    parts_layer: int = 3
     optimizer: str = "muon"
     betas: tuple[float, float] = (0.9, 0.99)
     train_only: str = ""
@@ -74,6 +70,11 @@ class TeacherRecipe:
     seed: int = 0
     compile: bool = False
     bf16: bool = True
+
+    @property
+    def drawing(self) -> Drawing:
+        """How samples are drawn."""
+        return Drawing(self.text_drop, self.context_drop, self.first_shot, self.paraphrase)
 
     @property
     def loop(self) -> LoopConfig:
@@ -89,93 +90,59 @@ class TeacherRecipe:
         return self.phases[-1]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One training sample: clean target latents ``[F, C, H, W]``, context latents, routing and its list of captions."""
+class PartHead(nn.Module):
+    """A linear look at a middle block's features: which parts of the scene fill each cell of a token.
 
-    target: Tensor
-    context: Tensor
-    routing: Routing
-    captions: list[str]
-    text_dropped: bool
-
-
-def draw_sample(
-    data: LatentStories, recipe: TeacherRecipe, phase: Phase, rng: np.random.Generator, config: DiTConfig
-) -> Sample:
-    """Draw a story, a shot and its history. Shot 0, dropped context and context-free phases route alike."""
-    story = int(rng.integers(len(data)))
-    wording = int(rng.integers(1 << 30)) if rng.random() < recipe.paraphrase else None
-    text_dropped = rng.random() < recipe.text_drop
-    shots = data.plan.shots
-    if not phase.context:
-        shot = int(rng.integers(shots))
-        position = int(rng.integers(len(data.positions)))
-        target = data.single(story, shot, position)[None]
-        return Sample(target, target[:0], Routing((1,), (0,)), data.captions(story, [shot], wording), text_dropped)
-    shot = 0 if rng.random() < recipe.first_shot else int(rng.integers(1, shots))
-    target = data.clip(story, shot, phase.frames)
-    if shot == 0 or rng.random() < recipe.context_drop:
-        empty = target.new_zeros(config.context_frames, *target.shape[1:])
-        routing = route_frames([], phase.frames, 0, 1, context_frames=config.context_frames, context_dropped=True)
-        return Sample(target, empty, routing, data.captions(story, [shot], wording), text_dropped)
-    context, context_shots = data.context(story, shot, config.context_frames)
-    routing = route_frames(context_shots, phase.frames, shot, shot + 1, context_frames=config.context_frames)
-    return Sample(target, context, routing, data.captions(story, list(range(shot + 1)), wording), text_dropped)
-
-
-def batch_of(
-    samples: list[Sample], rows: int | None = None
-) -> tuple[Tensor, Tensor, list[str], Tensor, Tensor, Tensor]:
-    """Stack samples: target, context, captions, kept-text mask ``[N, 1, 1]``, flags and caption rows.
-
-    ``rows`` pads the caption list (with repetitions) to a fixed length, so that shapes do not change from step to step.
+    It exists only while the teacher trains. Middle layers that must know where an ear is, learn what an ear is sooner
+    than the flow alone teaches them (after Yu et al., "Representation alignment for generation", 2024, with the world's
+    own knowledge in place of a pretrained network's).
     """
-    captions: list[str] = []
-    kept: list[float] = []
-    rows_of: list[list[int]] = []
-    for s in samples:
-        rows_of.append([len(captions) + r for r in s.routing.captions])
-        captions += s.captions
-        kept += [0.0 if s.text_dropped else 1.0] * len(s.captions)
-    while rows is not None and len(captions) < rows:
-        captions.append(captions[0])
-        kept.append(0.0)
-    return (
-        torch.stack([s.target for s in samples]),
-        torch.stack([s.context for s in samples]),
-        captions,
-        torch.tensor(kept)[:, None, None],
-        torch.tensor([s.routing.flags for s in samples]),
-        torch.tensor(rows_of),
-    )
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.patch = config.patch[1:]
+        self.linear = nn.Linear(config.dim, self.patch[0] * self.patch[1] * len(PARTS))
+
+    def forward(self, x_BFTD: Tensor, parts_BFHWP: Tensor) -> Tensor:
+        """Mean cross entropy against shares in 255ths of the same frames."""
+        rows, columns = self.patch
+        cells = parts_BFHWP.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).permute(0, 1, 2, 4, 3, 5, 6)
+        target = cells.flatten(4, 5).flatten(2, 3).float() / 255
+        logits = self.linear(x_BFTD).float().unflatten(-1, (rows * columns, len(PARTS)))
+        return -(target * logits.log_softmax(-1)).sum(-1).mean()
 
 
 class TeacherStage:
-    """State and step of the teacher stage (see :class:`shotstream.training.trainer.Stage`)."""
+    """State and step of the teacher stage (see :class:`shotstream.training.trainer.Stage`).
+
+    ``sources`` are training stories, those with clips first; ``text`` is frozen.
+    """
 
     name = "teacher"
 
     def __init__(
         self,
         recipe: TeacherRecipe,
-        data: LatentStories,
+        sources: Sequence[LatentStories],
         held_out: LatentStories,
+        text: TinyTextEncoder,
         vae: TinyVAE,
         device: torch.device | str = "cpu",
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.data, self.held_out, self.vae = recipe, data, held_out, vae
+        self.recipe, self.sources, self.held_out, self.vae = recipe, list(sources), held_out, vae
         self.device = torch.device(device)
         self.model = start_model(recipe, device).to(self.device)
-        self.text = TinyTextEncoder(recipe.text).to(self.device)
+        self.text = text.eval().requires_grad_(False).to(self.device)
+        self.parts = PartHead(recipe.model).to(self.device)
         self.schedule = NoiseSchedule(recipe.model.shift, self.device)
-        modules: dict[str, nn.Module] = {"dit": self.model, "text": self.text}
-        self.ema = Ema(modules, recipe.ema)
-        named = [(f"{m}.{k}", p) for m, module in modules.items() for k, p in module.named_parameters()]
+        self.ema = Ema({"dit": self.model}, recipe.ema)
+        named = [(f"dit.{k}", p) for k, p in self.model.named_parameters()]
         if recipe.train_only:
             for name, parameter in named:
                 parameter.requires_grad_(recipe.train_only in name)
+        if recipe.parts_weight:
+            named += [(f"parts.{k}", p) for k, p in self.parts.named_parameters()]
         if recipe.optimizer == "adamw":
             self.optimizer = build_adamw(named, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
         else:
@@ -183,60 +150,71 @@ class TeacherStage:
                 named, lr=recipe.lr, adam_lr=recipe.adam_lr, weight_decay=recipe.weight_decay, betas=recipe.betas,
                 adam_only=takes_adam,
             )  # fmt: skip
-        self._flow = torch.compile(self._loss_of, dynamic=False) if recipe.compile else self._loss_of
+        self._middle: Tensor | None = None
+        blocks: Any = self.model.blocks  # a ModuleList does not say what it holds
+        if recipe.parts_weight:
+            blocks[recipe.parts_layer].register_forward_hook(self._keep_middle)
+        if recipe.compile:
+            # Block by block: one small graph serves all eight, where the whole step compiles for minutes.
+            for block in blocks:
+                block.forward = torch.compile(block.forward, dynamic=False)
 
-    def _loss_of(
-        self, target: Tensor, context: Tensor, words: Tensor, groups: Tensor, kept: Tensor, flags: Tensor, index:
-        Tensor,
-        noise: Tensor, t: Tensor, weight: Tensor,
-    ) -> Tensor:  # fmt: skip
-        rows = self.text(words, groups) * kept
-        x_t = self.schedule.add_noise(target, noise, t)
-        if context.shape[1] == 0:
-            text_kv = self.model.embed_captions(rows)
-            positions = torch.full_like(flags, self.recipe.model.context_frames)
-            flow = self.model(x_t, t[:, None], text_kv, index, positions, flags)
-        else:
-            flow = target_flow(self.model, x_t, t, Conditioning(context, rows, flags, index))
-        return losses.flow_matching_loss(flow, target, noise, weight)
+    def _keep_middle(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._middle = output
+
+    def _losses(self, batch: Batch, rows_NLD: Tensor, noise: Tensor, t_B: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        target, context = batch.target.to(self.device), batch.context.to(self.device)
+        count = context.shape[1]
+        z = torch.cat([context, self.schedule.add_noise(target, noise, t_B)], dim=1)
+        text_kv = self.model.embed_captions(rows_NLD)
+        flow = self.model(
+            z, t_B[:, None].expand(z.shape[:2]), text_kv, batch.rows.to(self.device), batch.positions.to(self.device),
+            batch.flags.to(self.device),
+        )[:, count:]  # fmt: skip
+        found = {"flow": losses.flow_matching_loss(flow, target, noise, weight)}
+        if self._middle is not None:
+            found["parts"] = self.parts(self._middle[:, count:], batch.parts.to(self.device))
+            self._middle = None
+        return found
 
     def step(self, index: int, lr_factor: float) -> dict[str, float]:
         recipe = self.recipe
         phase = recipe.phase_of(index)
-        if index % 50 == 0:
-            self.data.refresh()
         rng = np.random.default_rng([recipe.seed, index])
         g = step_generator(recipe.seed, index)
-        samples = [draw_sample(self.data, recipe, phase, rng, recipe.model) for _ in range(phase.batch)]
-        most = phase.batch * (self.data.plan.shots * 3 // 4 if phase.context else 1)
-        target, context, captions, kept, flags, rows = batch_of(samples, most)
-        words, groups = self.text.ids(captions)
+        samples = [draw_sample(self.sources, recipe.drawing, phase, rng, recipe.model) for _ in range(phase.batch)]
+        shots = self.sources[0].plan.shots
+        batch = batch_of(samples, phase.batch * (shots * 3 // 4 if phase.context else 1) if recipe.compile else None)
+        words, groups = self.text.ids(batch.captions)
         entry = torch.randint(1000, (phase.batch,), generator=g)
-        noise = torch.randn(target.shape, generator=g)
+        noise = torch.randn(batch.target.shape, generator=g).to(self.device)
         weight = self.schedule.loss_weights.cpu()[entry] if recipe.weighting == "gaussian" else torch.ones(phase.batch)
-        t = self.schedule.timesteps.cpu()[entry]
-        tensors = [x.to(self.device) for x in (target, context, words, groups, kept, flags, rows, noise, t, weight)]
+        t = self.schedule.timesteps.cpu()[entry].to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
-            loss = self._flow(*tensors)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_([*self.model.parameters(), *self.text.parameters()], recipe.clip)
+            with torch.no_grad():
+                rows = self.text(words.to(self.device), groups.to(self.device)) * batch.kept.to(self.device)
+            found = self._losses(batch, rows, noise, t, weight.to(self.device))
+        total = found["flow"] + recipe.parts_weight * found["parts"] if "parts" in found else found["flow"]
+        total.backward()
+        norm = nn.utils.clip_grad_norm_([*self.model.parameters(), *self.parts.parameters()], recipe.clip)
         self.optimizer.set_lr(lr_factor)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(index)
-        return {f"loss_{phase.frames}{'c' if phase.context else ''}": loss.item(), "grad_norm": norm.item()}
+        figures = {f"{name}_{phase.context}+{phase.frames}": loss.item() for name, loss in found.items()}
+        return figures | {"grad_norm": norm.item()}
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "dit": self.model.state_dict(),
-            "text": self.text.state_dict(),
+            "parts": self.parts.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["dit"])
-        self.text.load_state_dict(state["text"])
+        self.parts.load_state_dict(state["parts"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
 

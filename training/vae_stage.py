@@ -40,11 +40,13 @@ class VAERecipe:
     """Everything that decides the outcome of the stage. Sizes are pixels at full resolution, rates per step.
 
     `crops` are pairs of (clips in the batch, frames of each), one drawn for every step. `minutes` ends training by
-    the clock, learning-rate decay included, if that comes before `steps`.
+    the clock, learning-rate decay included, if that comes before `steps`. `start` is a codec whose encoder, with the
+    latents' mean and spread, stays as it is while its decoder goes on learning: latents made earlier stay valid.
     """
 
     steps: int = 4000
     minutes: float | None = None
+    start: str = ""
     seed: int = 0
     threads: int = 2
     vae: TinyVAEConfig = dataclasses.field(default_factory=TinyVAEConfig)
@@ -150,7 +152,8 @@ def blur_latents(z_BFCHW: Tensor, recipe: VAERecipe, generator: torch.Generator)
 
 def training_loss(vae: TinyVAE, video_BTCHW: Tensor, recipe: VAERecipe, generator: torch.Generator) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
-        mean, log_variance = (part.float() for part in vae.posterior(vae.pool(video_BTCHW)))
+        with torch.set_grad_enabled(not recipe.start):
+            mean, log_variance = (part.float() for part in vae.posterior(vae.pool(video_BTCHW)))
         log_variance = log_variance.clamp(-12, 2)
         z = mean + torch.randn(mean.shape, generator=generator) * (0.5 * log_variance).exp()
         made, _ = vae.decode_raw(blur_latents(z, recipe, generator))
@@ -259,7 +262,9 @@ class _Run:
         self.elapsed_s = 0.0
         self.generator = torch.Generator().manual_seed(recipe.seed)
         torch.manual_seed(recipe.seed)
-        self.vae = TinyVAE(recipe.vae)
+        self.vae = TinyVAE.load(recipe.start).train() if recipe.start else TinyVAE(recipe.vae)
+        if recipe.start:
+            self.vae.encoder.requires_grad_(False)
         self.optimizer: MuonAdamW = build_optimizer(
             self.vae.named_parameters(),
             lr=recipe.lr,
@@ -347,7 +352,7 @@ def run_vae_stage(
     if resumed:
         run.restore()
     with ClipPool(source, pool, run.step) as clips:
-        if not resumed:
+        if not resumed and not recipe.start:
             run.log(linear_psnr=start_at_pca(run.vae, clips.clips()[:: max(1, len(clips.clips()) // 48)]))
         run.vae.use_channels_last()
         while not run.finished():
@@ -362,7 +367,8 @@ def run_vae_stage(
             run.step += 1
             run.elapsed_s += time.monotonic() - started
             _look(run, float(loss.detach()), held_out)
-    measure_latents(run.vae, source, recipe)
+    if not recipe.start:
+        measure_latents(run.vae, source, recipe)
     psnr = clip_psnr(run.vae, held_out)
     run.log(psnr=float(np.mean(psnr)), psnr_min=min(psnr))
     sample_sheet(run.vae, held_out, out / "sheet_final.png")

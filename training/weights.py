@@ -54,8 +54,8 @@ def load_dit_weights(path: Path, made_by: str) -> Transformer:
     return model
 
 
-def load_text_weights(path: Path, made_by: str = "teacher") -> TinyTextEncoder:
-    """The text encoder written by the teacher stage."""
+def load_text_weights(path: Path, made_by: str = "text") -> TinyTextEncoder:
+    """The text encoder written by the text stage."""
     tensors, config = _read(path, made_by)
     text = TinyTextEncoder(TinyTextConfig.from_json(config))
     text.load_state_dict(tensors)

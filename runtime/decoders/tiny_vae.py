@@ -1,9 +1,9 @@
 """The small causal video codec of the `tiny` preset: pixels <-> latents, four frames to one latent.
 
-It has the geometry of the real model's codec (16 channels, 4k+1 frames <-> k+1 latents, every latent depends on the
-past only), so that everything around it is shared; it is not compatible with that codec's weights. The encoder
-average-pools pixels by two before its stride of eight; the decoder paints at the full size, so one latent cell covers
-16x16 pixels. Training lives in `shotstream.training.vae_stage`.
+It has the geometry of the real model's codec (4k+1 frames <-> k+1 latents, every latent depends on the past only), so
+that everything around it is shared; it has twice the channels, for cells four times as large, and is not compatible
+with that codec's weights. The encoder average-pools pixels by two before its stride of eight; the decoder paints at
+the full size, so one latent cell covers 16x16 pixels. Training lives in `shotstream.training.vae_stage`.
 
 Letters: B clips, T pixel frames, F latent frames, C channels, H W height and width, N images. Inside the networks
 frames are laid out time-major, [T*B, C, H, W]: a shift by one frame is then one concatenation.
@@ -41,11 +41,11 @@ class TinyVAEConfig:
     `decoder_channels` and `decoder_blocks` the widths and memory blocks at strides 16, 8 and 4 of the full size.
     """
 
-    latent_channels: int = 16
+    latent_channels: int = 32
     pool: int = 2
-    encoder_channels: tuple[int, int, int, int] = (24, 48, 96, 128)
-    decoder_channels: tuple[int, int, int] = (128, 64, 32)
-    decoder_blocks: tuple[int, int, int] = (3, 2, 1)
+    encoder_channels: tuple[int, int, int, int] = (32, 64, 128, 160)
+    decoder_channels: tuple[int, int, int] = (160, 80, 48)
+    decoder_blocks: tuple[int, int, int] = (3, 2, 2)
 
     @property
     def cell(self) -> int:

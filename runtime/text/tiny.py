@@ -1,7 +1,7 @@
 """The embedded text encoder: words and hashed letter groups into a small transformer. No vocabulary file, no download.
 
-An unknown word is no blind spot: it shares letter groups with the words it resembles. Trained together with the
-teacher (``shotstream.training.teacher_stage``), frozen afterwards.
+An unknown word is no blind spot: it shares letter groups with the words it resembles. Trained by itself
+(``shotstream.training.text_stage``), frozen afterwards.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ _GROUPS = 12  # letter groups kept per word
 
 @dataclass(frozen=True)
 class TinyTextConfig:
-    """Sizes of the encoder; ``length`` rows per caption, ``dim`` columns, two hash tables of ``buckets`` rows."""
+    """Sizes of the encoder; ``length`` rows per caption, ``dim`` columns, two hash tables of ``buckets`` rows.
+
+    ``reach`` words on either side are mixed into every word before the first layer: who is red stands next to "red".
+    """
 
     length: int = 48
     dim: int = 192
     heads: int = 3
-    layers: int = 2
+    layers: int = 3
     buckets: int = 2048
+    reach: int = 2
 
     def to_json(self) -> str:
         """Compact json, as stored in the metadata of our safetensors files."""
@@ -37,8 +41,8 @@ class TinyTextConfig:
 
     @classmethod
     def from_json(cls, text: str) -> TinyTextConfig:
-        """Inverse of :meth:`to_json`."""
-        return cls(**json.loads(text))
+        """Inverse of :meth:`to_json`; files older than ``reach`` have none."""
+        return cls(**{"reach": 0} | json.loads(text))
 
 
 def words(caption: str) -> list[str]:
@@ -66,6 +70,7 @@ class TinyTextEncoder(nn.Module):
         self.word = nn.Embedding(c.buckets, c.dim, padding_idx=0)
         self.group = nn.Embedding(c.buckets, c.dim, padding_idx=0)
         self.position = nn.Parameter(torch.randn(c.length, c.dim) * 0.02)
+        self.mix = nn.Conv1d(c.dim, c.dim, 2 * c.reach + 1, padding=c.reach) if c.reach else None
         layer = nn.TransformerEncoderLayer(
             c.dim, c.heads, 2 * c.dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
@@ -101,7 +106,10 @@ class TinyTextEncoder(nn.Module):
     def forward(self, word_NL: Tensor, group_NLG: Tensor) -> Tensor:
         """Rows ``[N, length, dim]`` of hashed captions."""
         count = (group_NLG > 0).sum(-1, keepdim=True).clamp_min(1)
-        x = self.word(word_NL) + self.group(group_NLG).sum(2) / count + self.position
+        x = self.word(word_NL) + self.group(group_NLG).sum(2) / count
+        if self.mix is not None:
+            x = x + self.mix(x.transpose(1, 2)).transpose(1, 2)
+        x = x + self.position
         empty = word_NL == 0
         # A caption without any word must still have a key to attend to.
         hidden = empty.clone()

@@ -18,16 +18,19 @@ from shotstream.training.ode_stage import OdeRecipe, sampler_sigmas
 from shotstream.training.pipeline import Pipeline
 from shotstream.training.recipe import Recipe, build, explain, load_recipe
 from shotstream.training.teacher_stage import Phase, TeacherRecipe, TeacherStage
+from shotstream.training.text_stage import TextRecipe
 from shotstream.training.trainer import LoopConfig, lr_factor, run_stage
 
-MODEL = DiTConfig(dim=32, heads=2, ffn_dim=64, layers=2, text_len=48, text_dim=32, shift=3.0)
+MODEL = DiTConfig(dim=32, heads=2, ffn_dim=64, layers=2, channels=32, text_len=48, text_dim=32, shift=3.0)
 TEXT = TinyTextConfig(dim=32, heads=2, layers=1, buckets=64)
 TEACHER = TeacherRecipe(
-    model=MODEL, text=TEXT, phases=(Phase(3, 4, 1, False), Phase(3, 2, 3, True)), warmup=1, bf16=False
+    model=MODEL, phases=(Phase(2, 4, 1, 0), Phase(2, 2, 1, 2), Phase(2, 2, 3, 6)), warmup=1, bf16=False, parts_layer=0
 )
 RECIPE = Recipe(
     name="miniature",
+    text=TextRecipe(encoder=TEXT, steps=2, batch=4),
     latents=LatentPlan(stories=2, shots=3, frames=9),
+    images=LatentPlan(stories=1, shots=3, frames=9, first_seed=500, clips=False, positions=(0, 6)),
     held_out=LatentPlan(stories=1, shots=3, frames=9, first_seed=10_000),
     teacher=TEACHER,
     ode=OdeRecipe(pairs=2, frames=3, substeps=1, pair_batch=2, steps=2, batch=2, bf16=False),
@@ -45,13 +48,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vae = TinyVAE()
     (out / "vae").mkdir()
     vae.save(out / "vae" / "vae.safetensors")
+    assert Pipeline(RECIPE, out).text()
     assert Pipeline(RECIPE, out).latents()
     return out
 
 
 def teacher(run: Path, recipe: TeacherRecipe = TEACHER) -> TeacherStage:
     pipeline = Pipeline(RECIPE, run)
-    return TeacherStage(recipe, pipeline._data(), pipeline._held_out(), pipeline._vae())
+    images = LatentStories(run / "images", RECIPE.images)
+    return TeacherStage(recipe, [pipeline._data(), images], pipeline._held_out(), pipeline._text(), pipeline._vae())
 
 
 def test_a_killed_teacher_goes_on_to_exactly_the_same_weights(run: Path, tmp_path: Path) -> None:

@@ -108,12 +108,17 @@ class _Figure:
                              line=line, width=self.width)
 
     def paint(self) -> None:
+        self.canvas.part = "shadow"
         self.canvas.ellipse(self.cx, self.ground, 0.27 * self.s, 0.045 * self.s, (30, 26, 50), alpha=0.3)
-        self._body()
-        self._ears()
-        self._head()
-        self._face()
-        self._accessory()
+        for part, painters in (
+            ("body", (self._body,)),
+            ("head", (self._ears, self._head)),
+            ("face", (self._face,)),
+            ("accessory", (self._accessory,)),
+        ):
+            self.canvas.part = f"{self.who.species} {part}"
+            for paint in painters:
+                paint()
 
     def _body(self) -> None:
         robot = self.who.species == "robot"

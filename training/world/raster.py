@@ -16,10 +16,14 @@ Array = NDArray[np.float32]
 
 
 class Canvas:
-    """Frames being painted. Holds one picture until the first moving primitive, then one per frame."""
+    """Frames being painted. Holds one picture until the first moving primitive, then one per frame.
+
+    Painters say in `part` what they paint; a canvas of colours does not care.
+    """
 
     def __init__(self, frames: int, height: int, width: int) -> None:
         self.frames, self.height, self.width = frames, height, width
+        self.part = "sky"
         self._pixels_CFHW: Array = np.zeros((3, 1, height, width), np.float32)
 
     def to_uint8(self) -> NDArray[np.uint8]:
@@ -113,20 +117,19 @@ class Canvas:
             self._pixels_CFHW = np.repeat(self._pixels_CFHW, self.frames, axis=1)
         region = self._pixels_CFHW[:, :, y0:y1, x0:x1]
         if line is not None and width > 0:
-            _blend(region, np.clip(0.5 - distance, 0, 1), line)
+            self._blend(region, np.clip(0.5 - distance, 0, 1), line)
             distance = distance + width
         cover = np.clip(0.5 - distance, 0, 1)
         if alpha < 1:
             cover *= alpha
-        _blend(region, cover, color)
+        self._blend(region, cover, color)
 
-
-def _blend(region_CFHW: Array, cover_FHW: Array, color: Color) -> None:
-    keep = 1.0 - cover_FHW
-    for channel in range(3):
-        plane = region_CFHW[channel]
-        plane *= keep
-        plane += cover_FHW * np.float32(color[channel])
+    def _blend(self, region_CFHW: Array, cover_FHW: Array, color: Color) -> None:
+        keep = 1.0 - cover_FHW
+        for channel in range(3):
+            plane = region_CFHW[channel]
+            plane *= keep
+            plane += cover_FHW * np.float32(color[channel])
 
 
 def _frame_axis(value: Value) -> Array | np.float32:

@@ -25,10 +25,15 @@ def render_shot(story: Story, k: int, frames: int | Sequence[int] = 33, height: 
     of the aspect 10:16 show the same scene.
     """
     numbers = np.arange(frames) if isinstance(frames, int) else np.asarray(list(frames))
-    t = numbers.astype(np.float64)
+    canvas = Canvas(len(numbers), height, width)
+    paint_shot(canvas, story, k, numbers.astype(np.float64))
+    return canvas.to_uint8()
+
+
+def paint_shot(canvas: Canvas, story: Story, k: int, t: NDArray[np.float64]) -> None:
+    """Paints shot k at the frame numbers t [F] onto a canvas of as many frames."""
     shot = story.shots[k]
-    canvas = Canvas(len(t), height, width)
-    camera = camera_for(story, shot, t, height, width)
+    camera = camera_for(story, shot, t, canvas.height, canvas.width)
     paint_scenery(canvas, story.background, camera)
     stage = camera.layer(1.0)
     budget = SPEED_BUDGET_MOVING_CAMERA if camera.moving else SPEED_BUDGET
@@ -38,4 +43,3 @@ def render_shot(story: Story, k: int, frames: int | Sequence[int] = 33, height: 
         who = story.characters[shot.cast[i]]
         pose = pose_for(shot.actions[i], t, 80 * ZOOM[shot.size], (shot.blink + 0.37 * i) % 1.0, budget, len(shot.cast))
         paint_character(canvas, who, stage, pose, story.background.time)
-    return canvas.to_uint8()

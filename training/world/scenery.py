@@ -12,11 +12,16 @@ from .story import Background
 
 def paint_scenery(canvas: Canvas, background: Background, camera: Camera) -> None:
     """Everything behind the characters, back to front."""
+    canvas.part = "sky"
     _sky(canvas, background, camera)
+    canvas.part = "far"
     _far(canvas, background, camera)
+    canvas.part = "ground"
     _ground(canvas, background, camera)
+    canvas.part = "tree"
     for x, scale in background.trees:
         _tree(canvas, background, camera.layer(0.66 if abs(x) < 1.7 else 0.6), x, scale)
+    canvas.part = "house"
     _house(canvas, background, camera.layer(0.66), background.house_side * 1.22, 0.012 * camera.height)
 
 
@@ -34,10 +39,12 @@ def _sky(canvas: Canvas, background: Background, camera: Camera) -> None:
     if background.time == "sunset":
         y += 0.12
         canvas.ellipse(x * w + shift, y * h, 0.15 * h, 0.15 * h, (255, 206, 140), alpha=0.5)
+    canvas.part = "sun"
     canvas.ellipse(x * w + shift, y * h, 0.09 * h, 0.09 * h, SUN[background.time])
     if background.time == "night":
         canvas.ellipse(x * w + shift - 0.025 * h, y * h - 0.02 * h, 0.026 * h, 0.026 * h, (204, 206, 206))
         canvas.ellipse(x * w + shift + 0.035 * h, y * h + 0.03 * h, 0.02 * h, 0.02 * h, (204, 206, 206))
+    canvas.part = "cloud"
     for cx, cy in background.clouds:
         for dx, dy, r in ((-0.075, 0.012, 0.045), (0.07, 0.015, 0.04), (0.0, -0.01, 0.062)):
             canvas.ellipse(cx * w + shift + dx * h, (cy + dy) * h, r * 1.35 * h, r * 0.8 * h, CLOUD[background.time])

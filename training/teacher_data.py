@@ -1,0 +1,144 @@
+"""What a step of the teacher stage is made of: phases, samples drawn from stories of latents, and their batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shotstream.runtime.config import DiTConfig
+from shotstream.training.conditioning import Routing, route_frames
+from shotstream.training.latents import LatentStories
+
+
+@dataclass(frozen=True)
+class Phase:
+    """``steps`` steps of ``batch`` samples whose target has ``frames`` latents, behind ``context`` frames of history.
+
+    Fewer context frames than the model's six are a random choice among the six, each at its own place: most of
+    remembering is learnt from two at a third of the price. 0 leaves history out. A target of one latent is any frame
+    of a shot, encoded alone; longer ones are the beginning of a shot.
+    """
+
+    steps: int
+    batch: int
+    frames: int
+    context: int
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How samples are drawn: shares of dropped text, dropped history, first shots and freely worded captions."""
+
+    text_drop: float
+    context_drop: float
+    first_shot: float
+    paraphrase: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sample: clean target ``[F, C, H, W]`` and context latents, rotary positions of all frames (context
+    first), routing of the same frames, its list of captions, and the parts seen in the target, uint8
+    ``[F, H, W, parts]``.
+    """
+
+    target: Tensor
+    context: Tensor
+    positions: tuple[int, ...]
+    routing: Routing
+    captions: list[str]
+    text_dropped: bool
+    parts: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Stacked samples: latents, captions of all samples as one list with a mask ``[N, 1, 1]`` of those kept, and per
+    frame (context first) flags, caption rows and positions, ``[B, F]`` each.
+    """
+
+    target: Tensor
+    context: Tensor
+    captions: list[str]
+    kept: Tensor
+    flags: Tensor
+    rows: Tensor
+    positions: Tensor
+    parts: Tensor
+
+
+def draw_sample(
+    sources: Sequence[LatentStories], drawing: Drawing, phase: Phase, rng: np.random.Generator, config: DiTConfig
+) -> Sample:
+    """Draw a story (from any source for single frames, from the first for clips), a shot and its history.
+
+    Shot 0, dropped history and phases without context route alike.
+    """
+    data, story = _draw_story(sources if phase.frames == 1 else sources[:1], rng)
+    wording = int(rng.integers(1 << 30)) if rng.random() < drawing.paraphrase else None
+    text_dropped = bool(rng.random() < drawing.text_drop)
+    shots, slots = data.plan.shots, config.context_frames
+    if not phase.context:
+        shot = int(rng.integers(shots))
+    else:
+        shot = 0 if rng.random() < drawing.first_shot else int(rng.integers(1, shots))
+    if phase.frames == 1:
+        position = int(rng.integers(len(data.positions)))
+        target, parts = data.single(story, shot, position)[None], data.single_parts(story, shot, position)[None]
+    else:
+        target, parts = data.clip(story, shot, phase.frames), data.clip_parts(story, shot, phase.frames)
+    chosen = sorted(rng.choice(slots, min(phase.context, slots), replace=False).tolist())
+    positions = (*chosen, *range(slots, slots + phase.frames))
+    if shot == 0 or not phase.context or rng.random() < drawing.context_drop:
+        routing = route_frames([], phase.frames, 0, 1, context_frames=len(chosen) or 1, context_dropped=True)
+        if not chosen:
+            routing = Routing(routing.flags[1:], routing.captions[1:])
+        empty = target.new_zeros(len(chosen), *target.shape[1:])
+        captions = data.captions(story, [shot], wording)
+        return Sample(target, empty, positions, routing, captions, text_dropped, parts)
+    context, context_shots = data.context(story, shot, slots)
+    whole = route_frames(context_shots, phase.frames, shot, shot + 1, context_frames=slots)
+    routing = Routing(
+        tuple(whole.flags[p] for p in positions), tuple(whole.captions[p] for p in positions)
+    )  # fmt: skip
+    captions = data.captions(story, list(range(shot + 1)), wording)
+    return Sample(target, context[chosen], positions, routing, captions, text_dropped, parts)
+
+
+def _draw_story(sources: Sequence[LatentStories], rng: np.random.Generator) -> tuple[LatentStories, int]:
+    number = int(rng.integers(sum(len(s) for s in sources)))
+    for source in sources:
+        if number < len(source):
+            return source, number
+        number -= len(source)
+    raise AssertionError("unreachable")
+
+
+def batch_of(samples: Sequence[Sample], rows: int | None = None) -> Batch:
+    """Stack samples. ``rows`` pads the caption list (with repetitions) to a fixed length, so that shapes do not change
+    from step to step.
+    """
+    captions: list[str] = []
+    kept: list[float] = []
+    rows_of: list[list[int]] = []
+    for s in samples:
+        rows_of.append([len(captions) + r for r in s.routing.captions])
+        captions += s.captions
+        kept += [0.0 if s.text_dropped else 1.0] * len(s.captions)
+    while rows is not None and len(captions) < rows:
+        captions.append(captions[0])
+        kept.append(0.0)
+    return Batch(
+        torch.stack([s.target for s in samples]),
+        torch.stack([s.context for s in samples]),
+        captions,
+        torch.tensor(kept)[:, None, None],
+        torch.tensor([s.routing.flags for s in samples]),
+        torch.tensor(rows_of),
+        torch.tensor([s.positions for s in samples]),
+        torch.stack([s.parts for s in samples]),
+    )
