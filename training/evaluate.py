@@ -7,18 +7,43 @@ and on renders that went through the model's video codec. Nothing here trains an
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count as counting
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
+from shotstream.runtime.config import TINY
 from shotstream.runtime.errors import UserError
+from shotstream.training.evaluate_sources import (
+    CodecPlayer,
+    Frames,
+    FramesOfStories,
+    FramesOfStory,
+    free_wording,
+    one_by_one,
+    renders_of,
+    session_frames,
+)
 from shotstream.training.oracle.cuts import find_cuts
 from shotstream.training.oracle.reader import Reader, load_reader
-from shotstream.training.scores import Report, Row, StoryReading, bootstrap, tally_story
-from shotstream.training.world import Story, is_held_out, render_shot, sample_held_out_story, sample_story
+from shotstream.training.scores import (
+    GROUPS,
+    Change,
+    Report,
+    Row,
+    StoryReading,
+    Tallies,
+    Unseen,
+    make_row,
+    mean_estimate,
+    paired_change,
+    tally_ends,
+    tally_story,
+    with_changes,
+)
+from shotstream.training.world import Story, is_held_out, sample_held_out_story, sample_story
 
 if TYPE_CHECKING:
     from shotstream.runtime.runtime import Runtime
@@ -27,10 +52,25 @@ log = logging.getLogger(__name__)
 
 FIRST_SEED = 90_000_000  # evaluation stories start here; no training uses these seeds
 SHOTS = 5
+DRIFT_SHOTS = 10
+LAST_CHUNK = 4 * TINY.chunk_frames
+"""Pixel frames of a shot's last chunk."""
 
-Frames = NDArray[np.uint8]
-FramesOfStory = Callable[[Story], list[Frames]]
-"""A story to its shots, each uint8 [F, H, W, 3] with the aspect 10:16."""
+MODEL, PARAPHRASED, RENDERS, CODEC = "model", "model, free wording", "renders", "codec"
+DRIFT, WORDING = "drift", "free wording"
+Progress = Callable[[int, int], None]
+"""Called with (stories done, stories in all) over all sources."""
+Observer = Callable[[str, Story, list[Frames]], None]
+"""Called with (source, story, shots) for every story that was played."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is measured beside the plain scores; each costs about as much as they do."""
+
+    paraphrase: bool = True
+    drift: bool = True
+    codec: bool = True
 
 
 def evaluation_stories(count: int, seed: int = 0, shots: int = SHOTS) -> list[Story]:
@@ -42,97 +82,134 @@ def evaluation_stories(count: int, seed: int = 0, shots: int = SHOTS) -> list[St
     return known + [sample_held_out_story(first + i, shots) for i in range(count // 2)]
 
 
+def drift_stories(count: int, seed: int = 0, shots: int = DRIFT_SHOTS) -> list[Story]:
+    """Long stories whose last shot is planned as the first was, so that both are asked the same; both kinds by turns.
+
+    Nothing else could be compared shot with shot: a close-up shows less than a wide shot does.
+    """
+    made: list[Story] = []
+    for number in counting(FIRST_SEED + seed * 1_000_000 + 500_000):
+        if len(made) == count:
+            break
+        story = (sample_held_out_story if len(made) % 2 else sample_story)(number, shots)
+        first, before = story.shots[0], story.shots[-2]
+        # A cut between two shots of one size and cast needs the camera on another side; it could not be seen otherwise.
+        if first.size != before.size or first.cast != before.cast:
+            made.append(replace(story, shots=(*story.shots[:-1], first)))
+    return made
+
+
 def evaluate(frames_of_story: FramesOfStory, stories: Sequence[Story], *,
              ceilings: Mapping[str, FramesOfStory] | None = None, reader: Reader | None = None, seed: int = 0,
-             progress: Callable[[int, int], None] | None = None) -> Report:
-    """Scores `frames_of_story` and, beside it, the `ceilings` (default: the renders) on the same stories.
-
-    `progress` is called with (stories done, stories in all) over all sources.
-    """
-    reader = reader or load_reader()
+             progress: Progress | None = None) -> Report:
+    """Scores `frames_of_story` and, beside it, the `ceilings` (default: the renders) on the same stories."""
     if ceilings is None:
-        ceilings = {"renders": renders_of}
-    sources = {"model": frames_of_story, **ceilings}
-    groups = {
-        "in distribution": [s for s in stories if not is_held_out(s)],
-        "held out": [s for s in stories if is_held_out(s)],
-    }
-    rows, done = [], 0
-    for source, make in sources.items():
-        for group, members in groups.items():
-            readings = []
-            for story in members:
-                readings.append(read_story(story, make(story), reader))
-                done += 1
-                if progress is not None:
-                    progress(done, len(stories) * len(sources))
-            if readings:
-                others: list[StoryReading | None] = [*readings[1:], readings[0]] if len(readings) > 1 else [None]
-                tallies = [tally_story(r, other) for r, other in zip(readings, others, strict=True)]
-                rows.append(Row(source, group, len(readings), bootstrap(tallies, seed)))
-    return Report(tuple(rows), len(stories), seed, reader.note)
+        ceilings = {RENDERS: renders_of}
+    sources = {name: one_by_one(make) for name, make in {MODEL: frames_of_story, **ceilings}.items()}
+    return measure(sources, stories, reader=reader, seed=seed, progress=progress)
 
 
-def evaluate_model(runtime: Runtime, stories: int = 40, seed: int = 0, *, chunks: int = 3,
-                   progress: Callable[[int, int], None] | None = None) -> Report:
-    """Scores a runtime's model on fresh stories with canonical captions; ceilings: renders and its own codec."""
+def measure(sources: Mapping[str, FramesOfStories], stories: Sequence[Story], *, drift: Sequence[Story] = (),
+            drift_sources: Collection[str] = (), reader: Reader | None = None, seed: int = 0,
+            progress: Progress | None = None, observer: Observer | None = None) -> Report:
+    """Plays `stories` on every source, and the long `drift` stories on those named, and scores what the reader sees."""
+    reader = reader or load_reader()
+    ticks = counting(1)
+    total = len(stories) * len(sources) + len(drift) * len(drift_sources)
+
+    def played(source: str, wanted: Sequence[Story]) -> Iterator[tuple[Story, list[Frames]]]:
+        for story, shots in zip(wanted, sources[source](wanted), strict=True):
+            if observer is not None:
+                observer(source, story, shots)
+            yield story, shots
+            if progress is not None:
+                progress(next(ticks), total)
+
+    rows: list[Row] = []
+    for source in sources:
+        readings = [read_story(story, shots, reader) for story, shots in played(source, stories)]
+        rows += _rows(source, readings, seed)
+    report = Report(tuple(rows), len(stories), seed, reader.note)
+    for source in drift_sources if drift else ():
+        ends = [tally_ends(read_ends(story, shots, reader)) for story, shots in played(source, drift)]
+        report = _with_drift(report, source, drift, ends)
+    return report
+
+
+def evaluate_model(runtime: Runtime, stories: int = 40, seed: int = 0, *, chunks: int = 3, parts: Parts | None = None,
+                   progress: Progress | None = None) -> Report:
+    """Scores a runtime's model on fresh stories; ceilings: renders and its own codec. See `Parts` for the rest."""
+    parts = parts or Parts()
     height, width = runtime.parts.frame_size
     if height % 20 or width % 32 or height * 16 != width * 10:
         raise UserError(
             f"only models of the story world can be evaluated: {runtime.parts.name} makes frames of {width}x{height}, "
             "the world has the aspect 16:10."
         )
-    ceilings: dict[str, FramesOfStory] = {"renders": renders_of}
-    if hasattr(runtime.parts.decoder, "encode"):
-        ceilings["codec"] = codec_frames(runtime.parts.decoder, runtime.parts.frame_size, runtime.device)
-    return evaluate(
-        session_frames(runtime, seed, chunks), evaluation_stories(stories, seed), ceilings=ceilings, seed=seed,
-        progress=progress,
-    )
+    sources = {MODEL: one_by_one(session_frames(runtime, seed, chunks))}
+    if parts.paraphrase:
+        sources[PARAPHRASED] = one_by_one(session_frames(runtime, seed, chunks, free_wording(seed)))
+    sources[RENDERS] = one_by_one(renders_of)
+    codec = None
+    if parts.codec and hasattr(runtime.parts.decoder, "encode"):
+        codec = CodecPlayer(runtime.parts.decoder, runtime.parts.frame_size, runtime.device)
+        sources[CODEC] = one_by_one(codec)
+    report = measure(
+        sources, evaluation_stories(stories, seed), seed=seed, progress=progress,
+        drift=drift_stories(max(2, stories // 2), seed) if parts.drift else (), drift_sources=(MODEL, RENDERS),
+    )  # fmt: skip
+    if parts.paraphrase:
+        report = with_changes(report, [compare(report, WORDING, MODEL, PARAPHRASED)])
+    return report if codec is None else with_psnr(report, codec)
+
+
+def compare(report: Report, name: str, before: str, after: str) -> Change:
+    """What changes from one source to another, over all stories of the report."""
+    return paired_change(name, report.pooled(before), report.pooled(after), report.seed)
+
+
+def with_psnr(report: Report, codec: CodecPlayer) -> Report:
+    """The report with the fidelity of the codec that played in it."""
+    return replace(report, codec_psnr=mean_estimate(codec.psnr, report.seed))
 
 
 def read_story(story: Story, shots: Sequence[Frames], reader: Reader) -> StoryReading:
     """Reads every shot, and looks for cuts in the whole film without knowing where they should be."""
     asked = tuple(int(v) for v in np.cumsum([len(s) for s in shots])[:-1])
     found = tuple(find_cuts(np.concatenate(shots)))
-    return StoryReading(story, tuple(reader.read_shot(s) for s in shots), found, asked)
+    unseen = tuple(unseen_in(story, k, range(len(shot))) for k, shot in enumerate(shots))
+    return StoryReading(story, tuple(reader.read_shot(s) for s in shots), found, asked, unseen)
 
 
-def renders_of(story: Story) -> list[Frames]:
-    """The truth: the story's own renders, 33 frames a shot at 80x128."""
-    return [render_shot(story, k) for k in range(len(story.shots))]
+def read_ends(story: Story, shots: Sequence[Frames], reader: Reader) -> StoryReading:
+    """Reads the first shot and the last chunk of the last one, as a story of these two."""
+    first, last = shots[0], shots[-1]
+    start = max(0, len(last) - LAST_CHUNK)
+    unseen = (unseen_in(story, 0, range(len(first))), unseen_in(story, len(shots) - 1, range(start, len(last))))
+    ends = replace(story, shots=(story.shots[0], story.shots[-1]))
+    return StoryReading(ends, (reader.read_shot(first), reader.read_shot(last[start:])), (), (), unseen)
 
 
-def codec_frames(decoder: Any, frame_size: tuple[int, int], device: torch.device) -> FramesOfStory:
-    """Renders that went through the model's video codec: what a perfect model behind it could show."""
-
-    @torch.inference_mode()
-    def make(story: Story) -> list[Frames]:
-        shots = []
-        for k in range(len(story.shots)):
-            frames = torch.from_numpy(render_shot(story, k, 33, *frame_size)).to(device)
-            video_BTCHW = frames.permute(0, 3, 1, 2)[None].float() / 127.5 - 1
-            pixels_TCHW = decoder.decode(decoder.encode(video_BTCHW))[0].float()
-            shots.append(_to_bytes(pixels_TCHW))
-        return shots
-
-    return make
+def unseen_in(story: Story, k: int, frames: Sequence[int]) -> Unseen:
+    """What these frames of shot k cannot show, so that no metric asks about it."""
+    return frozenset()
 
 
-def session_frames(runtime: Runtime, seed: int = 0, chunks: int = 3) -> FramesOfStory:
-    """Lets the runtime play a story with its canonical captions, `chunks` chunks a shot."""
-
-    def make(story: Story) -> list[Frames]:
-        shots = []
-        with runtime.open(story.global_caption, seed=seed) as session:
-            for k in range(len(story.shots)):
-                session.begin_shot(story.shot_caption(k), chunks)
-                shots.append(np.concatenate([chunk.frames for chunk in session.chunks()]))
-        return shots
-
-    return make
+def _rows(source: str, readings: Sequence[StoryReading], seed: int) -> list[Row]:
+    rows = []
+    for group in GROUPS:
+        members = [r for r in readings if is_held_out(r.story) == (group == GROUPS[1])]
+        others: list[StoryReading | None] = [*members[1:], members[0]] if len(members) > 1 else [None] * len(members)
+        tallies = [tally_story(r, other) for r, other in zip(members, others, strict=True)]
+        if members:
+            rows.append(make_row(source, group, [r.story.seed for r in members], tallies, seed))
+    return rows
 
 
-def _to_bytes(pixels_TCHW: torch.Tensor) -> Frames:
-    scaled = ((pixels_TCHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+def _with_drift(report: Report, source: str, stories: Sequence[Story], ends: Sequence[tuple[Tallies, Tallies]]
+                ) -> Report:  # fmt: skip
+    seeds = [story.seed for story in stories]
+    names = ("shot 1", f"end of shot {len(stories[0].shots)}")
+    rows = [make_row(source, name, seeds, [pair[i] for pair in ends], report.seed) for i, name in enumerate(names)]
+    change = paired_change(DRIFT, *rows, report.seed)
+    return with_changes(replace(report, rows=(*report.rows, *rows)), [change])
