@@ -46,7 +46,7 @@ def mount(app: typer.Typer) -> None:
 
 
 def train(
-    stage: Annotated[str, typer.Argument(help="vae, text, latents, teacher, ode, intra, inter, decoder, export or all")],
+    stage: Annotated[str, typer.Argument(help="vae, text, latents, teacher, ode, intra, inter, decoder, export, all")],
     recipe: Annotated[str, typer.Option("--recipe", help="Shipped recipe by name, or a yaml file.")] = "tiny",
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/RECIPE.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",

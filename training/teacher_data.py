@@ -118,9 +118,9 @@ def _draw_story(sources: Sequence[LatentStories], rng: np.random.Generator) -> t
     raise AssertionError("unreachable")
 
 
-def batch_of(samples: Sequence[Sample], rows: int | None = None) -> Batch:
-    """Stack samples. ``rows`` pads the caption list (with repetitions) to a fixed length, so that shapes do not change
-    from step to step.
+def batch_of(samples: Sequence[Sample], multiple: int = 1) -> Batch:
+    """Stack samples. The caption list is padded (with repetitions) to a ``multiple``, so that compiled steps meet few
+    different shapes.
     """
     captions: list[str] = []
     kept: list[float] = []
@@ -129,7 +129,7 @@ def batch_of(samples: Sequence[Sample], rows: int | None = None) -> Batch:
         rows_of.append([len(captions) + r for r in s.routing.captions])
         captions += s.captions
         kept += [0.0 if s.text_dropped else 1.0] * len(s.captions)
-    while rows is not None and len(captions) < rows:
+    while len(captions) % multiple:
         captions.append(captions[0])
         kept.append(0.0)
     return Batch(

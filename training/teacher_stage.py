@@ -183,8 +183,7 @@ class TeacherStage:
         rng = np.random.default_rng([recipe.seed, index])
         g = step_generator(recipe.seed, index)
         samples = [draw_sample(self.sources, recipe.drawing, phase, rng, recipe.model) for _ in range(phase.batch)]
-        shots = self.sources[0].plan.shots
-        batch = batch_of(samples, phase.batch * (shots * 3 // 4 if phase.context else 1) if recipe.compile else None)
+        batch = batch_of(samples, phase.batch if recipe.compile else 1)
         words, groups = self.text.ids(batch.captions)
         entry = torch.randint(1000, (phase.batch,), generator=g)
         noise = torch.randn(batch.target.shape, generator=g).to(self.device)
