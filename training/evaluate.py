@@ -211,5 +211,5 @@ def _with_drift(report: Report, source: str, stories: Sequence[Story], ends: Seq
     seeds = [story.seed for story in stories]
     names = ("shot 1", f"end of shot {len(stories[0].shots)}")
     rows = [make_row(source, name, seeds, [pair[i] for pair in ends], report.seed) for i, name in enumerate(names)]
-    change = paired_change(DRIFT, *rows, report.seed)
+    change = paired_change(DRIFT, rows[0], rows[1], report.seed)
     return with_changes(replace(report, rows=(*report.rows, *rows)), [change])
