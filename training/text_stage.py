@@ -100,7 +100,8 @@ def draw_captions(
     rng: np.random.Generator, count: int, paraphrase: float, first_seed: int = 0, held_out: bool = False
 ) -> tuple[list[str], dict[str, Tensor]]:
     """``count`` full captions and their meanings, ``[count, 4]`` or ``[count, 1]`` per slot."""
-    captions, rows = [], []
+    captions: list[str] = []
+    rows: list[dict[str, list[int]]] = []
     sample = sample_held_out_story if held_out else sample_story
     while len(captions) < count:
         story = sample(first_seed + int(rng.integers(1 << 24)))
