@@ -105,7 +105,10 @@ def draw_sample(
     routing = Routing(
         tuple(whole.flags[p] for p in positions), tuple(whole.captions[p] for p in positions)
     )  # fmt: skip
-    captions = data.captions(story, list(range(shot + 1)), wording)
+    # Only captions that a frame reads: text costs as much as pictures here.
+    read = sorted(set(routing.captions))
+    routing = Routing(routing.flags, tuple(read.index(row) for row in routing.captions))
+    captions = data.captions(story, read, wording)
     return Sample(target, context[chosen], positions, routing, captions, text_dropped, parts)
 
 
