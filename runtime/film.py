@@ -20,7 +20,7 @@ import torch
 from shotstream.runtime.runtime import Runtime
 from shotstream.runtime.session import Chunk, Session
 from shotstream.runtime.sinks.base import FilmChunk, FilmInfo, Sink
-from shotstream.runtime.story import StoryShot, StorySource, check_length, check_lengths
+from shotstream.runtime.storyline import Scene, StoryShot, StorySource, Taken, check_length, check_lengths
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,11 @@ class Observer(Protocol):
         """The next shot's caption is not there yet; it may take as long as a person types."""
         ...
 
+    def chosen(self, taken: Taken) -> None:
+        """A choice was made, by whomever; the next shot is the first of what was taken."""
+        ...
+
+    def scene_begins(self, scene: Scene) -> None: ...
     def shot_begins(self, shot: int, caption: str, chunks: int, total_shots: int | None) -> None: ...
     def chunk_made(self, made: Made) -> None: ...
 
@@ -100,13 +105,26 @@ def make_film(
                 opened.append(sink)  # before open, so that half of an open is closed too
                 sink.open(info)
             for number, shot in enumerate(plan.source):
-                check_length(plan.source, number, shot, parts.config.text_len, parts.text.tokens)
+                _announce(shot, observer)
+                scene = shot.scene
+                if scene is not None and not scene.keep_memory:
+                    session.forget()
+                global_caption = session.global_caption if scene is None else scene.global_caption
+                label = session.shots_begun - session.memory_begins
+                check_length(plan.source.name, global_caption, label, shot, parts.config.text_len, parts.text.tokens)
                 _play_shot(session, shot, plan, film, observer, shield)
                 observer.waiting(number + 1)
         film.complete = True
     finally:
         with shield():
             film.files = _close_all(opened, film.complete)
+
+
+def _announce(shot: StoryShot, observer: Observer) -> None:
+    for taken in shot.taken:
+        observer.chosen(taken)
+    if shot.scene is not None:
+        observer.scene_begins(shot.scene)
 
 
 def _play_shot(
@@ -119,7 +137,7 @@ def _play_shot(
 ) -> None:
     begin = time.perf_counter()
     chunks = plan.chunks or shot.chunks or session.runtime.parts.default_chunks
-    session.begin_shot(shot.caption, chunks)
+    session.begin_shot(shot.caption, chunks, global_caption=shot.scene.global_caption if shot.scene else None)
     observer.shot_begins(film.shots, shot.caption, chunks, plan.source.total_shots)
     while (chunk := session.next_chunk()) is not None:
         seconds = time.perf_counter() - begin
@@ -131,15 +149,15 @@ def _play_shot(
         film.seconds += seconds
         with shield():
             for sink in plan.sinks:
-                sink.write(film_chunk(chunk, chunks))
+                sink.write(film_chunk(chunk, chunks, shot))
         observer.chunk_made(Made(chunk, seconds, first))
         begin = time.perf_counter()
 
 
-def film_chunk(chunk: Chunk, chunks: int) -> FilmChunk:
-    """A session's chunk as sinks take it."""
+def film_chunk(chunk: Chunk, chunks: int, shot: StoryShot) -> FilmChunk:
+    """A session's chunk as sinks take it, with what the story says of its shot."""
     seconds = asdict(chunk.timings) | {"total": chunk.timings.total}
-    return FilmChunk(chunk.shot, chunk.chunk, chunks, chunk.caption, chunk.frames, seconds)
+    return FilmChunk(chunk.shot, chunk.chunk, chunks, chunk.caption, chunk.frames, seconds, shot.scene, shot.taken)
 
 
 def film_info(runtime: Runtime, session: Session) -> FilmInfo:

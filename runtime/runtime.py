@@ -119,6 +119,7 @@ class Runtime:
         session = Session(self._checked(), saved.seed, saved.global_caption, history=saved.history)
         session.shots_begun = saved.shots_begun
         session.frames_made = saved.frames_made
+        session.memory_begins = saved.memory_begins
         return self._started(session)
 
     @torch.inference_mode()

@@ -89,6 +89,8 @@ class Session:
         self.global_caption = global_caption
         self.shots_begun = 0
         self.frames_made = 0
+        self.memory_begins = 0
+        """Number of the first shot that is remembered; 0 unless `forget` was called."""
         self._noise = NoiseSource(seed, runtime.device, runtime.dtype)
         self._history = history or History(parts.config.context_frames)
         self._state = runtime.take_state()
@@ -144,6 +146,17 @@ class Session:
         if self._running is not None:
             self._running.chunks = self._running.made
             self._end_running()
+
+    def forget(self) -> None:
+        """Forget the earlier shots: the next one is made as a film's first shot is, with noise of its own.
+
+        Captions and context then count shots from there; shots and frames stay numbered through the session. Only
+        between shots: raises UserError while a shot is running or waiting.
+        """
+        self._check_boundary("earlier shots are forgotten")
+        self._ended = None
+        self._history = History(self._history.budget)
+        self.memory_begins = self.shots_begun
 
     def tell(self, event: object) -> None:
         """Hand an event of the game to the plugins that listen to `on_event`; one of them may cut."""
@@ -208,12 +221,12 @@ class Session:
 
         Only between shots: raises UserError while a shot is running or waiting.
         """
-        self._check_boundary("snapshot")
+        self._check_boundary("a snapshot is taken")
         return snapshots.pack(self._saved())
 
     def fork(self) -> Session:
         """An independent session that continues from here with the same seed: it differs by what it is told."""
-        self._check_boundary("fork")
+        self._check_boundary("a fork is taken")
         twin = self.runtime.resume(replace(self._saved(), history=self._history.copy()))
         twin._text_kv.update(self._text_kv)
         return twin
@@ -244,7 +257,7 @@ class Session:
             raise UserError("the caption of a shot is empty; say what it shows")
         if global_caption is None:  # a shot that was planned but has not begun may have brought a new one
             global_caption = self.global_caption if self._next is None else self._next.global_caption
-        full = f"{global_caption}shot{self.shots_begun}:{caption}"
+        full = f"{global_caption}shot{self.shots_begun - self.memory_begins}:{caption}"
         return _Shot(caption, full, global_caption, self.shots_begun, chunks, self._embed(full))
 
     def _embed(self, full_caption: str) -> Any:
@@ -290,7 +303,7 @@ class Session:
         captions = list(dict.fromkeys(frame.caption for frame in frames))
         return ShotContext(
             latents_FCHW=torch.stack([frame.latent_CHW for frame in frames]),
-            flags=[frame.shot for frame in frames],
+            flags=[frame.shot - self.memory_begins for frame in frames],
             captions=[self._embed(caption) for caption in captions],
             caption_index=[captions.index(frame.caption) for frame in frames],
         )
@@ -367,6 +380,7 @@ class Session:
             shots_begun=self.shots_begun,
             frames_made=self.frames_made,
             history=self._history,
+            memory_begins=self.memory_begins,
         )
 
     def _check_open(self) -> None:
@@ -376,7 +390,7 @@ class Session:
     def _check_boundary(self, what: str) -> None:
         self._check_open()
         if not self.at_boundary:
-            raise UserError(f"a {what} is taken between shots; play the shot to its end or end it first")
+            raise UserError(f"{what} between shots; play the shot to its end or end it first")
 
 
 def _to_bytes(pixels_FCHW: Tensor) -> npt.NDArray[np.uint8]:

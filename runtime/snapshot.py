@@ -19,7 +19,7 @@ from shotstream.runtime.errors import UserError
 from shotstream.runtime.history import History, PastShot
 
 MAGIC = b"SHOTSNAP"
-VERSION = 1
+VERSION = 2  # 2 adds memory_begins; snapshots of version 1 are read as well
 _PREFIX = struct.Struct("<8sIIQ")
 _DIGEST_BYTES = 32
 _MOST = 1 << 31
@@ -43,6 +43,8 @@ class SavedSession:
     shots_begun: int
     frames_made: int
     history: History
+    memory_begins: int = 0
+    """Number of the first shot that is remembered."""
 
 
 class _Shot(msgspec.Struct):
@@ -60,6 +62,7 @@ class _Header(msgspec.Struct):
     frames_made: int
     budget: int
     shots: list[_Shot]
+    memory_begins: int = 0
 
 
 def pack(saved: SavedSession) -> bytes:
@@ -74,6 +77,7 @@ def pack(saved: SavedSession) -> bytes:
             frames_made=saved.frames_made,
             budget=saved.history.budget,
             shots=shots,
+            memory_begins=saved.memory_begins,
         )
     )
     payload = safetensors.torch.save(
@@ -114,6 +118,7 @@ def unpack(data: bytes, model: ModelIdentity, latent_shape: tuple[int, int, int]
         shots_begun=head.shots_begun,
         frames_made=head.frames_made,
         history=history,
+        memory_begins=head.memory_begins,
     )
 
 
@@ -156,10 +161,13 @@ def _check_content(head: _Header, history: History, latent_shape: tuple[int, int
         raise UserError("the snapshot is intact but its shots make no sense")
     if not 0 <= head.seed < 1 << 64 or not 0 <= head.frames_made < 1 << 53 or not 0 <= head.shots_begun < _MOST:
         raise UserError("the snapshot is intact but its counters make no sense")
-    if head.shots_begun and not history.shots:
+    if not 0 <= head.memory_begins <= head.shots_begun:
+        raise UserError("the snapshot is intact but its counters make no sense")
+    if head.shots_begun > head.memory_begins and not history.shots:
         raise UserError("the snapshot is intact but has lost its shots")
     numbers = [shot.number for shot in history.shots]
-    if numbers != list(range(head.shots_begun - len(numbers), head.shots_begun)):
+    oldest = max(head.memory_begins, head.shots_begun - len(numbers))
+    if numbers != list(range(oldest, head.shots_begun)):
         raise UserError("the snapshot is intact but its shot numbers make no sense")
     for shot in history.shots:
         for frame, latent in shot.latents.items():

@@ -1,7 +1,6 @@
 """Story files: what the user wrote, read and checked. Yaml, plain text, or lines from a pipe while the film is made.
 
-This file knows words and line numbers. It knows no tensors, no sessions and no tokenizer: the length of a caption is
-checked by a function that the model's preset brings along.
+What a story is, and how it is told, is in storyline.py.
 """
 
 from __future__ import annotations
@@ -9,60 +8,28 @@ from __future__ import annotations
 import queue
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Protocol
+from typing import IO
 
 import yaml
 
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.storyline import Choice, Entry, Option, Scene, Story, StoryShot
+from shotstream.runtime.storyline import full_caption as full_caption  # callers have it from here
 
 MAX_CHUNKS = 100  # a shot of 100 chunks is 1197 frames; the ring would carry more, the rotary table ends at 339
 MAX_FILE_BYTES = 1 << 20
+MAX_OPTIONS = 6
+MAX_LABEL = 60  # characters: an option's label stands in one line of a terminal and of the contact sheet
 _STORY_KEYS = ("global_caption", "cast", "shots")
 _SHOT_KEYS = ("caption", "chunks")
+_SCENE_KEYS = ("scene", "keep_memory")
+_CHOICE_KEYS = ("choice", "options")
+_OPTION_KEYS = ("label", "shots")
 _CAST_NAME = re.compile(r"\{([^{}]*)\}")
-
-
-@dataclass(frozen=True)
-class StoryShot:
-    """One shot as written: its caption (cast names replaced), its length in chunks (None: the preset's default) and
-    the line of the source it came from (1-based)."""
-
-    caption: str
-    chunks: int | None = None
-    line: int = 0
-
-
-class StorySource(Protocol):
-    """Where shots come from. Iterating may block: a live story waits for its next line."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def global_caption(self) -> str: ...
-    @property
-    def total_shots(self) -> int | None: ...
-    def __iter__(self) -> Iterator[StoryShot]: ...
-
-
-@dataclass(frozen=True)
-class Story:
-    """A story that is known in full before the film starts."""
-
-    name: str
-    global_caption: str
-    shots: tuple[StoryShot, ...]
-    cast: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def total_shots(self) -> int | None:
-        return len(self.shots)
-
-    def __iter__(self) -> Iterator[StoryShot]:
-        return iter(self.shots)
+_OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 def load_story(path: Path) -> Story:
@@ -95,11 +62,14 @@ def parse_text(text: str, name: str) -> Story:
     if len(lines) == 1:
         raise UserError(f"{name} has a global caption but no shots; write one line for each shot under it")
     shots = tuple(StoryShot(caption=line, line=number) for number, line in lines[1:])
-    return Story(name=name, global_caption=lines[0][1], shots=shots)
+    return Story(name=name, global_caption=lines[0][1], entries=shots)
 
 
 def parse_yaml(text: str, name: str) -> Story:
-    """Yaml: `global_caption`, optional `cast` (name: description), `shots` (list of `caption`, optional `chunks`)."""
+    """Yaml: `global_caption`, optional `cast` (name: description), `shots`: a list of shots (`caption`, optional
+    `chunks`), scenes (`scene`, optional `keep_memory`) and choices (`choice`, `options`: name to `label` and `shots`).
+
+    Raises UserError with the line for everything that is wrong with it."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -116,45 +86,18 @@ def parse_yaml(text: str, name: str) -> Story:
     if "shots" not in top:
         raise UserError(f"{name} has no shots; a story needs at least one")
     cast = _cast(top["cast"], name) if "cast" in top else {}
-    shots_node = top["shots"]
-    if not isinstance(shots_node, yaml.SequenceNode):
-        raise UserError(f"{_at(shots_node, name)}: shots must be a list of entries with a caption")
-    if not shots_node.value:
-        raise UserError(f"{_at(shots_node, name)}: the story has 0 shots; write at least one")
+    entries: list[Entry] = []
+    for node in _shot_nodes(top["shots"], name, "the story"):
+        entries.append(_choice(node, name, cast) if _has_key(node, "choice") else _shot_or_scene(node, name, cast))
+    if not any(isinstance(entry, StoryShot | Choice) for entry in entries):
+        raise UserError(f"{_at(top['shots'], name)}: the story has 0 shots; write at least one")
+    _refuse_idle_scenes(entries, name)
     return Story(
         name=name,
         global_caption=_caption(top["global_caption"], name, "global_caption", cast),
-        shots=tuple(_shot(node, name, cast) for node in shots_node.value),
+        entries=tuple(entries),
         cast=MappingProxyType(cast),
     )
-
-
-def check_lengths(source: StorySource, limit: int, count_tokens: Callable[[str], int] | None = None) -> None:
-    """Refuses captions of a known story that the model could not read to their end. `limit` is in tokens."""
-    if isinstance(source, Story):
-        for index, shot in enumerate(source.shots):
-            check_length(source, index, shot, limit, count_tokens)
-
-
-def check_length(
-    source: StorySource, index: int, shot: StoryShot, limit: int, count_tokens: Callable[[str], int] | None = None
-) -> None:
-    """Refuses one shot whose full caption (global caption, label, shot caption) is longer than `limit` tokens.
-
-    The reference cuts such captions at their end, so that the shot's own part is lost first; a refusal is kinder.
-    Without a tokenizer words are counted: every word is at least one token."""
-    full = full_caption(source.global_caption, index, shot.caption)
-    count = count_tokens(full) if count_tokens else len(full.split())
-    if count > limit:
-        raise UserError(
-            f"{source.name}, line {shot.line}: the caption of shot {index + 1} has {count} tokens together with the "
-            f"global caption ({len(full.split())} words), but this model reads at most {limit}; shorten one of them"
-        )
-
-
-def full_caption(global_caption: str, index: int, caption: str) -> str:
-    """What the text encoder reads for shot `index` (zero-based): no separators, as the reference joins them."""
-    return f"{global_caption}shot{index}:{caption}"
 
 
 class LiveStory:
@@ -241,11 +184,10 @@ def _mapping(node: yaml.Node, name: str, what: str, known: tuple[str, ...] | Non
     found: dict[str, yaml.Node] = {}
     for key_node, value_node in node.value:
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-        if not isinstance(key, str) or (known is not None and key not in known):
-            shown = key if isinstance(key, str) else "?"
-            raise UserError(
-                f"{_at(key_node, name)}: unknown key '{shown}' in {what}; known are {', '.join(known or ())}"
-            )
+        if not isinstance(key, str):
+            raise UserError(f"{_at(key_node, name)}: a key of {what} must be text")
+        if known is not None and key not in known:
+            raise UserError(f"{_at(key_node, name)}: unknown key '{key}' in {what}; known are {', '.join(known)}")
         if key in found:
             raise UserError(f"{_at(key_node, name)}: the key '{key}' appears twice in {what}")
         found[key] = value_node
@@ -279,13 +221,94 @@ def _caption(node: yaml.Node, name: str, what: str, cast: Mapping[str, str]) -> 
     return _CAST_NAME.sub(describe, _text(node, name, what))
 
 
-def _shot(node: yaml.Node, name: str, cast: Mapping[str, str]) -> StoryShot:
+def _shot_nodes(node: yaml.Node, name: str, what: str) -> list[yaml.Node]:
+    if not isinstance(node, yaml.SequenceNode):
+        raise UserError(f"{_at(node, name)}: shots must be a list of entries with a caption")
+    if not node.value:
+        raise UserError(f"{_at(node, name)}: {what} has 0 shots; write at least one")
+    return list(node.value)
+
+
+def _has_key(node: yaml.Node, key: str) -> bool:
+    return isinstance(node, yaml.MappingNode) and any(found.value == key for found, _ in node.value)
+
+
+def _shot_or_scene(node: yaml.Node, name: str, cast: Mapping[str, str]) -> StoryShot | Scene:
+    if _has_key(node, "scene"):
+        entry = _mapping(node, name, "a scene", _SCENE_KEYS)
+        keep = _flag(entry["keep_memory"], name, "keep_memory") if "keep_memory" in entry else False
+        return Scene(_caption(entry["scene"], name, "scene", cast), keep, entry["scene"].start_mark.line + 1)
     entry = _mapping(node, name, "a shot", _SHOT_KEYS)
     if "caption" not in entry:
         raise UserError(f"{_at(node, name)}: this shot has no caption")
     chunks = _chunks(entry["chunks"], name) if "chunks" in entry else None
     line = entry["caption"].start_mark.line + 1
     return StoryShot(caption=_caption(entry["caption"], name, "caption", cast), chunks=chunks, line=line)
+
+
+def _choice(node: yaml.Node, name: str, cast: Mapping[str, str]) -> Choice:
+    entry = _mapping(node, name, "a choice", _CHOICE_KEYS)
+    question = _text(entry["choice"], name, "choice")
+    if "options" not in entry:
+        raise UserError(f"{_at(node, name)}: this choice has no options; give it 2 to {MAX_OPTIONS}")
+    options = _mapping(entry["options"], name, "options", None)
+    if not 2 <= len(options) <= MAX_OPTIONS:
+        raise UserError(f"{_at(entry['options'], name)}: a choice has 2 to {MAX_OPTIONS} options, not {len(options)}")
+    found = tuple(_option(key, value, name, cast) for key, value in entry["options"].value)
+    return Choice(question, found, entry["choice"].start_mark.line + 1)
+
+
+def _option(key: yaml.Node, node: yaml.Node, name: str, cast: Mapping[str, str]) -> Option:
+    option = str(key.value)
+    if not _OPTION_NAME.fullmatch(option):
+        raise UserError(
+            f"{_at(key, name)}: '{option}' cannot be an option's name; use one word: a letter, then letters, digits, - "
+            "and _"
+        )
+    entry = _mapping(node, name, f"the option '{option}'", _OPTION_KEYS)
+    for needed in _OPTION_KEYS:
+        if needed not in entry:
+            raise UserError(f"{_at(key, name)}: the option '{option}' has no {needed}")
+    label = _text(entry["label"], name, "label")
+    if len(label) > MAX_LABEL:
+        raise UserError(f"{_at(entry['label'], name)}: label has {len(label)} characters; write at most {MAX_LABEL}")
+    nodes = _shot_nodes(entry["shots"], name, f"the option '{option}'")
+    for inner in nodes:
+        if _has_key(inner, "choice"):
+            raise UserError(f"{_at(inner, name)}: a choice cannot stand inside the option '{option}' of another choice")
+    entries = tuple(_shot_or_scene(inner, name, cast) for inner in nodes)
+    if not any(isinstance(each, StoryShot) for each in entries):
+        raise UserError(f"{_at(entry['shots'], name)}: the option '{option}' has 0 shots; write at least one")
+    return Option(option, label, entries)
+
+
+def _refuse_idle_scenes(entries: Sequence[Entry], name: str) -> None:
+    """A scene that no shot plays in, on some way through the story, is a slip of the pen."""
+
+    def walk(entries: Sequence[Entry], idle: Scene | None) -> Scene | None:
+        for entry in entries:
+            if isinstance(entry, Scene):
+                if idle is not None:
+                    raise UserError(f"{name}, line {idle.line}: no shot stands between this scene and the next one")
+                idle = entry
+            elif isinstance(entry, Choice):
+                ends = [walk(option.entries, idle) for option in entry.options]
+                idle = next((end for end in ends if end is not None), None)
+            else:
+                idle = None
+        return idle
+
+    if (idle := walk(entries, None)) is not None:
+        raise UserError(f"{name}, line {idle.line}: no shot follows this scene")
+
+
+def _flag(node: yaml.Node, name: str, what: str) -> bool:
+    value = None
+    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:bool":
+        value = yaml.SafeLoader.bool_values.get(node.value.lower())
+    if value is None:
+        raise UserError(f"{_at(node, name)}: {what} must be true or false")
+    return value
 
 
 def _chunks(node: yaml.Node, name: str) -> int:

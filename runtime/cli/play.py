@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from shotstream.runtime.cli.app import Settings
+    from shotstream.runtime.cli.progress import FilmProgress
     from shotstream.runtime.film import Film
     from shotstream.runtime.runtime import Runtime
-    from shotstream.runtime.story import StorySource
+    from shotstream.runtime.storyline import Choice, Option, StorySource
 
 Model = Annotated[str, typer.Option("--model", help="The model to play on; `shotstream plugins` lists them.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for story.mp4, contact_sheet.png and story.json.")]
@@ -37,6 +39,14 @@ Attention = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads; default: torch decides.")]
 Scale = Annotated[int, typer.Option("--scale", min=1, max=8, help="Enlarge the picture in story.mp4 this many times.")]
+Choose = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--choose",
+        metavar="NAME",
+        help="The option to take when the story comes to a choice; repeat it for further choices.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,8 @@ class FilmChoice:
     chunks: int | None = None
     live: bool = False
     scale: int = 1
+    options: Sequence[str] = ()
+    """Names given with --choose."""
 
 
 def mount(app: typer.Typer) -> None:
@@ -100,6 +112,7 @@ def play(
     attention: Attention = None,
     threads: Threads = None,
     scale: Scale = 1,
+    choose: Choose = None,
 ) -> None:
     """Play a story: shots in, an MP4, a contact sheet and a record out."""
     from shotstream.runtime.story import LiveStory, load_story
@@ -109,7 +122,7 @@ def play(
         ctx.obj,
         source,
         ModelChoice(model, device, weights, engine, attention, threads),
-        FilmChoice(out, seed, chunks, live, scale),
+        FilmChoice(out, seed, chunks, live, scale, choose or ()),
     )
 
 
@@ -123,6 +136,7 @@ def demo(
     weights: Weights = "default",
     threads: Threads = None,
     scale: Scale = 2,
+    choose: Choose = None,
 ) -> None:
     """Play the built-in story on the embedded model."""
     from shotstream.runtime.story import load_story
@@ -133,16 +147,18 @@ def demo(
         ctx.obj,
         source,
         ModelChoice("tiny", device, weights, threads=threads),
-        FilmChoice(out, seed, chunks, live, scale),
+        FilmChoice(out, seed, chunks, live, scale, choose or ()),
     )
 
 
 def _play(settings: Settings, source: StorySource, model: ModelChoice, choice: FilmChoice) -> None:
     from rich.console import Console
 
+    from shotstream.runtime.cli.choices import named_options
     from shotstream.runtime.sinks.base import ensure_writable
 
     console = Console(stderr=True)
+    picks: list[Option | None] = [*named_options(source, choice.options)]
     ensure_writable(choice.out)
     typed = source.total_shots is None and sys.stdin.isatty()
     sinks = _sinks(choice, console)
@@ -158,13 +174,37 @@ def _play(settings: Settings, source: StorySource, model: ModelChoice, choice: F
         drawn_in_terminal = any(name == "terminal" for name, _, _ in sinks) and sys.stdout.isatty()
         try:
             with FilmProgress(console, film, live=not (drawn_in_terminal or typed), typed=typed) as progress:
-                plan = FilmPlan(source, choice.seed, choice.chunks, made)
+                telling = _telling(source, picks, progress, ask_first=drawn_in_terminal)
+                plan = FilmPlan(telling, choice.seed, choice.chunks, made)
                 make_film(runtime, plan, film, progress, settings.interrupts.shield)
         finally:
             settings.interrupts.farewell = f"stopped after {film.frames} frames in {film.shots} shots" + (
                 f"; they are in {choice.out}" if film.frames else ""
             )
             _sum_up(console, film)
+
+
+def _telling(
+    source: StorySource, picks: list[Option | None], progress: FilmProgress, *, ask_first: bool
+) -> StorySource:
+    """The story with its choices: those in `picks` are made, the others are asked for if there is someone to ask.
+
+    ask_first: ask now, because later the terminal is drawn in."""
+    from shotstream.runtime.cli.choices import ask, someone_to_ask
+    from shotstream.runtime.storyline import Story, Telling
+
+    if not isinstance(source, Story):
+        return source
+    if not someone_to_ask():
+        return Telling(source, picks)
+
+    def ask_aside(choice: Choice) -> Option:
+        with progress.aside():
+            return ask(choice)
+
+    if ask_first:
+        picks = [*picks, *(ask_aside(choice) for choice in source.choices[len(picks) :])]
+    return Telling(source, picks, ask_aside)
 
 
 def _sinks(choice: FilmChoice, console: Console) -> list[tuple[str, Path, dict[str, object]]]:

@@ -4,12 +4,15 @@ In a terminal it is a live line; elsewhere one line per shot, so that logs stay 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from shotstream.runtime.film import Film, Made
+from shotstream.runtime.storyline import Scene, Taken
 
 
 class FilmProgress:
@@ -28,12 +31,15 @@ class FilmProgress:
         self._chunks = 0
         self._of = ""
         if live and console.is_terminal:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("chunk {task.completed:.0f}/{task.total:.0f}  {task.fields[speed]}"),
-                console=console,
-            )
+            self._progress = self._lines()
+
+    def _lines(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("chunk {task.completed:.0f}/{task.total:.0f}  {task.fields[speed]}"),
+            console=self._console,
+        )
 
     def __enter__(self) -> FilmProgress:
         if self._progress is not None:
@@ -46,18 +52,43 @@ class FilmProgress:
         if self._progress is not None:
             self._progress.stop()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave the terminal alone meanwhile, for a question; what was shown stays, further shots go below."""
+        if self._progress is None:
+            yield
+            return
+        self._progress.stop()
+        try:
+            yield
+        finally:
+            self._progress = self._lines()
+            self._progress.start()
+
     def waiting(self, shot: int) -> None:
         """Ask for the next caption if a person types them."""
         if self._typed:
             what = "the next shot, or end with Ctrl-D" if shot else "the global caption, then the first shot"
             self._console.print(f"[dim]type {what}:[/dim]")
 
+    def chosen(self, taken: Taken) -> None:
+        """Say which option was taken, and which there were."""
+        others = ", ".join(name for name in taken.options if name != taken.option)
+        self._say(f"{taken.question} {taken.option}: {taken.label} (other options: {others})")
+
+    def scene_begins(self, scene: Scene) -> None:
+        """Say what the next shots are about."""
+        self._say(f"new scene: {scene.global_caption}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def shot_begins(self, shot: int, caption: str, chunks: int, total_shots: int | None) -> None:
         """Start this shot's line."""
         self._shot_frames, self._shot_seconds, self._chunks = 0, 0.0, chunks
         self._of = f"shot {shot + 1}" + (f"/{total_shots}" if total_shots is not None else "")
         if self._progress is not None:
-            self._progress.console.print(f"{self._of}: {caption}", markup=False, highlight=False)
+            self._say(f"{self._of}: {caption}")
             self._task = self._progress.add_task(self._of, total=chunks, speed="first frames on their way ...")
 
     def chunk_made(self, made: Made) -> None:
@@ -70,5 +101,4 @@ class FilmProgress:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=made.chunk.chunk + 1, speed=speed)
         elif made.chunk.last:
-            text = f"{self._of}: {self._chunks} chunks, {self._shot_frames} frames, {speed}: {made.chunk.caption}"
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._say(f"{self._of}: {self._chunks} chunks, {self._shot_frames} frames, {speed}: {made.chunk.caption}")

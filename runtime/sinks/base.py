@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.storyline import Scene, Taken
 
 Frames = npt.NDArray[np.uint8]
 """Frames as shown: uint8 RGB [F, H, W, 3]."""
@@ -49,6 +50,10 @@ class FilmChunk:
     frames_FHWC: Frames
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall clock by part: text, context, denoise, clean, decode, encode, total."""
+    scene: Scene | None = None
+    """The scene that begins with this chunk's shot, if one does."""
+    taken: tuple[Taken, ...] = ()
+    """Choices made right before this chunk's shot."""
 
 
 class Sink(Protocol):

@@ -1,4 +1,6 @@
-"""The film on one page: a row per shot, a few frames spread over it, its caption underneath. A picture, not a video."""
+"""The film on one page: a row per shot, a few frames spread over it, its caption underneath; above it, what was chosen
+and the global caption of a new scene. A picture, not a video.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,8 @@ class _Row:
     shot: int
     caption: str
     wanted: frozenset[int]
+    before: tuple[str, ...]
+    """Lines above the tiles."""
     tiles: list[Image.Image] = field(default_factory=list)
     seen: int = 0
 
@@ -53,7 +57,9 @@ class ContactSheetSink:
                 self._left_out += chunk.index == 0
                 return
             wanted = _spread(self._columns, shot_frames(chunk.chunks))
-            self._rows.append(_Row(chunk.shot, chunk.caption, wanted))
+            before = [f"{taken.question} {taken.label}" for taken in chunk.taken]
+            before += [chunk.scene.global_caption] if chunk.scene is not None else []
+            self._rows.append(_Row(chunk.shot, chunk.caption, wanted, tuple(before)))
         row = self._rows[-1]
         for offset, picture_HWC in enumerate(chunk.frames_FHWC):
             number = row.seen + offset
@@ -81,23 +87,32 @@ class ContactSheetSink:
         width = self._columns * (tile_width + _GAP) + _GAP
         font = ImageFont.load_default(size=_FONT_SIZE)
         line_height = round(_FONT_SIZE * 1.35)
-        texts: list[tuple[str, tuple[int, int, int]]] = [(info.global_caption, _FAINT)]
-        texts += [(f"{row.shot + 1}. {row.caption}", _INK) for row in self._rows]
-        if self._left_out:
-            texts.append((f"and {self._left_out} more shots", _FAINT))
-        wrapped = [(wrap(text, font, width - 2 * _GAP), ink) for text, ink in texts]
-        heights = [len(lines) * line_height + 2 * _GAP for lines, _ in wrapped]
-        page = Image.new("RGB", (width, sum(heights) + len(self._rows) * tile_height + _GAP), _PAPER)
-        draw = ImageDraw.Draw(page)
+        texts: list[tuple[int, list[str], tuple[int, int, int]]] = []
         y = _GAP
-        for number, ((lines, ink), height) in enumerate(zip(wrapped, heights, strict=True)):
-            if 1 <= number <= len(self._rows):
-                for column, tile in enumerate(self._rows[number - 1].tiles):
-                    page.paste(tile, (_GAP + column * (tile_width + _GAP), y))
-                y += tile_height
+
+        def write(text: str, ink: tuple[int, int, int]) -> None:
+            nonlocal y
+            texts.append((y + _GAP // 2, wrap(text, font, width - 2 * _GAP), ink))
+            y += len(texts[-1][1]) * line_height + 2 * _GAP
+
+        write(info.global_caption, _FAINT)
+        tops = []
+        for row in self._rows:
+            for text in row.before:
+                write(text, _FAINT)
+            tops.append(y)
+            y += tile_height
+            write(f"{row.shot + 1}. {row.caption}", _INK)
+        if self._left_out:
+            write(f"and {self._left_out} more shots", _FAINT)
+        page = Image.new("RGB", (width, y), _PAPER)
+        draw = ImageDraw.Draw(page)
+        for top, row in zip(tops, self._rows, strict=True):
+            for column, tile in enumerate(row.tiles):
+                page.paste(tile, (_GAP + column * (tile_width + _GAP), top))
+        for top, lines, ink in texts:
             for index, line in enumerate(lines):
-                draw.text((_GAP, y + _GAP // 2 + index * line_height), line, font=font, fill=ink)
-            y += height
+                draw.text((_GAP, top + index * line_height), line, font=font, fill=ink)
         return page
 
 

@@ -1,4 +1,6 @@
-"""What was played, as data: captions, seed, model, versions, time per chunk and part, and the SHA-256 of all frames."""
+"""What was played, as data: captions, scenes, choices, seed, model, versions, time per chunk and part, and the SHA-256
+of all frames.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,8 @@ class StoryJsonSink:
         self.target = target
         self._info: FilmInfo | None = None
         self._shots: list[dict[str, Any]] = []
+        self._choices: list[dict[str, Any]] = []
+        self._global_caption = ""
         self._hash = hashlib.sha256()
         self._frames = 0
         self._closed = False
@@ -30,18 +34,12 @@ class StoryJsonSink:
     def open(self, info: FilmInfo) -> None:
         """Remember the film's facts."""
         self._info = info
+        self._global_caption = info.global_caption
 
     def write(self, chunk: FilmChunk) -> None:
         """Add a chunk to the record; the file itself is rewritten at the end of each shot."""
         if chunk.index == 0 or not self._shots:
-            shot = {
-                "shot": chunk.shot,
-                "caption": chunk.caption,
-                "chunks_asked": chunk.chunks,
-                "frames": 0,
-                "chunks": [],
-            }
-            self._shots.append(shot)
+            self._begin_shot(chunk)
         self._hash.update(chunk.frames_FHWC.tobytes())
         frames = len(chunk.frames_FHWC)
         self._frames += frames
@@ -51,6 +49,17 @@ class StoryJsonSink:
         record["chunks"].append({"chunk": chunk.index, "frames": frames, "seconds": seconds})
         if chunk.index == chunk.chunks - 1:
             self._save(complete=False)
+
+    def _begin_shot(self, chunk: FilmChunk) -> None:
+        for taken in chunk.taken:
+            made = {"question": taken.question, "option": taken.option, "label": taken.label}
+            self._choices.append(made | {"options": list(taken.options), "before_shot": chunk.shot})
+        shot: dict[str, Any] = {"shot": chunk.shot, "caption": chunk.caption}
+        if chunk.scene is not None:
+            self._global_caption = chunk.scene.global_caption
+            shot["scene"] = {"keep_memory": chunk.scene.keep_memory}
+        shot |= {"global_caption": self._global_caption, "chunks_asked": chunk.chunks, "frames": 0, "chunks": []}
+        self._shots.append(shot)
 
     def close(self, complete: bool = True) -> list[Path]:
         """Write the final record."""
@@ -76,6 +85,7 @@ class StoryJsonSink:
             "frames": self._frames,
             "frames_sha256": self._hash.hexdigest(),
             "versions": dict(info.versions),
+            "choices": self._choices,
             "shots": self._shots,
         }
         replace_file(self.target, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())

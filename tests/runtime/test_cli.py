@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from shotstream.runtime.cli import run
+from shotstream.runtime.cli.choices import ask, someone_to_ask
 from shotstream.runtime.cli.interrupts import Interrupts
+from shotstream.runtime.story import parse_yaml
 
 Shell = Callable[..., tuple[int, str, str]]
 
@@ -50,6 +53,12 @@ STORIES = {
     "no_shots.yaml": ("global_caption: a\nshots: []", "0 shots"),
     "broken.yaml": ("global_caption: [a\nshots", "not valid yaml"),
     "chunks.yaml": ("global_caption: a\nshots: [{caption: c, chunks: 0}]", "from 1 to 100"),
+    "no_question.yaml": ("global_caption: a\nshots: [{choice: '', options: {}}]", "line 2: choice is empty"),
+    "long_branch.yaml": (
+        "global_caption: a\nshots:\n- choice: b\n  options:\n    c: {label: l, shots: [{caption: d}]}\n"
+        "    e: {label: l, shots: [{caption: " + "word " * 60 + "}]}",
+        "line 6: the caption of this shot has 6",
+    ),
     "one_line.txt": ("only a global caption\n", "no shots"),
     "empty.txt": ("", "is empty"),
     "900_words.txt": ("a\n" + "word " * 900, "reads at most 48"),
@@ -79,6 +88,59 @@ def test_wrong_uses_of_play_get_one_sentence(shell: Shell, tmp_path: Path) -> No
     assert "--chunks" in refused(shell("play", str(story), "--chunks", "0", *out))
     assert "No such option" in refused(shell("play", str(story), "--frob", *out))
     assert "STORY" in refused(shell("play"))
+
+
+CHOICE = """\
+global_caption: A story about a red cat.
+shots:
+- choice: Where to?
+  options:
+    sea: {label: to the sea, shots: [{caption: it swims}]}
+    city: {label: to the city, shots: [{caption: it walks}]}
+    cave: {label: into the cave, shots: [{caption: it hides}, {caption: it waits}]}
+"""
+
+
+def test_choosing_what_is_not_there_gets_one_sentence_that_names_what_is(shell: Shell, tmp_path: Path) -> None:
+    story, plain = tmp_path / "s.yaml", tmp_path / "s.txt"
+    story.write_text(CHOICE)
+    plain.write_text("a cat\nit waves\n")
+    out = ("--out", str(tmp_path / "out"))
+    sentence = refused(shell("play", str(story), "--choose", "moon", *out))
+    assert "s.yaml, line 3: there is no option 'moon'" in sentence
+    assert '"Where to?" has sea, city and cave' in sentence
+    assert "--choose was given 2 times" in refused(
+        shell("play", str(story), "--choose", "sea", "--choose", "sea", *out)
+    )
+    assert "has none" in refused(shell("play", str(plain), "--choose", "sea", *out))
+    assert "has beach and city" in refused(shell("demo", "--choose", "moon", *out))
+    assert not (tmp_path / "out").exists()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("typed", "taken"), [("city\n", "city"), ("3\n", "cave"), ("\n", "sea"), ("", "sea"), ("moon\ncity\n", "city")]
+)
+def test_a_question_is_asked_until_an_option_is_named_and_enter_takes_the_first(
+    monkeypatch: pytest.MonkeyPatch, typed: str, taken: str
+) -> None:
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stdin", Terminal(typed))
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert someone_to_ask()
+    assert ask(parse_yaml(CHOICE, "s.yaml").choices[0]).name == taken
+    assert all(text in shown.getvalue() for text in ("Where to?", "sea: to the sea", "cave: into the cave"))
+
+
+@pytest.mark.parametrize("piped", ["stdin", "stdout"])
+def test_nobody_is_asked_through_a_pipe(monkeypatch: pytest.MonkeyPatch, piped: str) -> None:
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, io.StringIO() if name == piped else Terminal())
+    assert not someone_to_ask()
 
 
 def test_weights_that_are_wrong_get_one_sentence(shell: Shell, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from shotstream.runtime.film import Film, FilmPlan, Made, make_film
 from shotstream.runtime.runtime import Runtime
 from shotstream.runtime.session import Session
 from shotstream.runtime.sinks.base import FilmChunk, FilmInfo
-from shotstream.runtime.story import Story, StoryShot, parse_text
+from shotstream.runtime.story import parse_text
+from shotstream.runtime.storyline import Choice, Option, Scene, Story, StoryShot, Taken, Telling
 
 MakeRuntime = Callable[..., Runtime]
 
@@ -44,6 +45,12 @@ class Notes:
 
     def waiting(self, shot: int) -> None:
         self.told.append(f"waiting {shot}")
+
+    def chosen(self, taken: Taken) -> None:
+        self.told.append(f"chosen {taken.option}")
+
+    def scene_begins(self, scene: Scene) -> None:
+        self.told.append(f"scene {scene.global_caption}")
 
     def shot_begins(self, shot: int, caption: str, chunks: int, total_shots: int | None) -> None:
         self.told.append(f"shot {shot} of {total_shots}, {chunks} chunks: {caption}")
@@ -82,6 +89,80 @@ def test_a_film_tells_sinks_and_observers_everything_in_order(small_runtime: Mak
     assert notes.chunks[0].frames_FHWC.shape == (9, notes.info.height, notes.info.width, 3)
     assert notes.chunks[0].seconds["total"] > notes.chunks[0].seconds["denoise"] > 0
     assert [chunk.chunks for chunk in notes.chunks] == [2, 2] + [7] * 7
+
+
+WHERE = Choice("Where?", (
+    Option("sea", "to the sea", (Scene("the sea."), StoryShot("it swims", 1), StoryShot("it dives", 1))),
+    Option("city", "to the city", (Scene("the city.", keep_memory=True), StoryShot("it walks", 1))),
+))  # fmt: skip
+BRANCHING = Story("s", "a cat.", (StoryShot("it waves", 1), WHERE, StoryShot("it rests", 1)))
+
+
+def play_branching(runtime: Runtime, story: Story | Telling) -> Notes:
+    notes = Notes()
+    make_film(runtime, FilmPlan(story, sinks=[notes]), Film(), notes)
+    return notes
+
+
+def test_every_option_plays_and_sinks_and_observers_are_told_of_choices_and_scenes(small_runtime: MakeRuntime) -> None:
+    runtime = small_runtime()
+    sea = play_branching(runtime, BRANCHING)
+    city = play_branching(runtime, Telling(BRANCHING, [WHERE.options[1]]))
+    assert sea.told == [
+        "waiting 0", "shot 0 of 4, 1 chunks: it waves", "chunk 0.0",
+        "waiting 1", "chosen sea", "scene the sea.", "shot 1 of 4, 1 chunks: it swims", "chunk 1.0",
+        "waiting 2", "shot 2 of 4, 1 chunks: it dives", "chunk 2.0",
+        "waiting 3", "shot 3 of 4, 1 chunks: it rests", "chunk 3.0", "waiting 4",
+    ]  # fmt: skip
+    assert city.told == [
+        "waiting 0", "shot 0 of 3, 1 chunks: it waves", "chunk 0.0",
+        "waiting 1", "chosen city", "scene the city.", "shot 1 of 3, 1 chunks: it walks", "chunk 1.0",
+        "waiting 2", "shot 2 of 3, 1 chunks: it rests", "chunk 2.0", "waiting 3",
+    ]  # fmt: skip
+    assert [(chunk.scene, len(chunk.taken)) for chunk in city.chunks] == [
+        (None, 0), (Scene("the city.", keep_memory=True), 1), (None, 0),
+    ]  # fmt: skip
+
+
+def test_a_scene_is_made_from_its_caption_and_forgets_unless_it_keeps_the_memory(small_runtime: MakeRuntime) -> None:
+    """Frames of the second shot, behind two beginnings, with a scene that forgets and one that keeps."""
+    runtime = small_runtime()
+
+    def second(beginning: str, scene: Scene | None) -> bytes:
+        entries = (StoryShot(beginning, 1), *([scene] if scene else []), StoryShot("it waves", 1))
+        return play_branching(runtime, Story("s", "a cat.", entries)).chunks[1].frames_FHWC.tobytes()
+
+    forgets, keeps = Scene("the sea."), Scene("the sea.", keep_memory=True)
+    assert second("it jumps", forgets) == second("it sleeps", forgets)
+    assert second("it jumps", keeps) != second("it sleeps", keeps)
+    assert second("it jumps", keeps) != second("it jumps", forgets)
+    assert second("it jumps", keeps) != second("it jumps", None)
+
+
+def test_an_open_choice_is_asked_between_two_shots(small_runtime: MakeRuntime) -> None:
+    notes = Notes()
+
+    def ask(choice: Choice) -> Option:
+        notes.told.append("asked")
+        return choice.options[1]
+
+    make_film(small_runtime(), FilmPlan(Telling(BRANCHING, ask=ask)), Film(), notes)
+    assert notes.told[:8] == [
+        "waiting 0", "shot 0 of None, 1 chunks: it waves", "chunk 0.0",
+        "waiting 1", "asked", "chosen city", "scene the city.", "shot 1 of 3, 1 chunks: it walks",
+    ]  # fmt: skip
+
+
+def test_a_caption_that_is_too_long_in_an_option_not_taken_is_refused_before_the_film(
+    small_runtime: MakeRuntime,
+) -> None:
+    notes = Notes()
+    late = Option("late", "no", (StoryShot("very " * 30 + "late", 1, line=9),))
+    story = Story("s", "a cat.", (StoryShot("it waves", 1), Choice("Where?", (WHERE.options[0], late))))
+    with pytest.raises(UserError, match="s, line 9"):
+        make_film(small_runtime(), FilmPlan(Telling(story), sinks=[notes]), Film(), notes)
+    assert notes.told == []
+    assert notes.info is None
 
 
 def test_chunks_given_by_the_caller_override_the_story(small_runtime: MakeRuntime) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.sinks.base import (
@@ -29,6 +31,7 @@ from shotstream.runtime.sinks.pace import Pacer
 from shotstream.runtime.sinks.plugin import SINKS, SinksPlugin
 from shotstream.runtime.sinks.story_json import StoryJsonSink
 from shotstream.runtime.sinks.terminal import TerminalSink, half_blocks
+from shotstream.runtime.storyline import Scene, Taken
 
 INFO = FilmInfo(64, 40, 16, "test", 7, "A story about a red cat.", {"shotstream": "0"})
 TIMES = {"text": 0.01, "context": 0.02, "denoise": 0.3, "clean": 0.1, "decode": 0.05, "total": 0.48}
@@ -154,6 +157,43 @@ def test_the_record_names_captions_seed_timings_and_the_hash_of_all_frames(tmp_p
     assert record["shots"][0]["chunks"][0]["seconds"]["denoise"] == 0.3
     whole = b"".join(chunk.frames_FHWC.tobytes() for chunk in chunks)
     assert record["frames_sha256"] == hashlib.sha256(whole).hexdigest()
+
+
+SEA = Scene("The sea.", keep_memory=True)
+TAKEN = Taken("Where to?", "sea", "to the sea", ("sea", "city"))
+
+
+def branching_film() -> list[FilmChunk]:
+    """Two chunks a shot; a choice and a scene before the second of three shots."""
+    return [replace(c, scene=SEA, taken=(TAKEN,)) if c.shot == 1 else c for c in film(3, 2)]
+
+
+def test_the_record_names_what_was_asked_and_taken_and_the_scene_of_every_shot(tmp_path: Path) -> None:
+    sink = StoryJsonSink(tmp_path / "story.json")
+    play(sink, branching_film())
+    record = json.loads(sink.close()[0].read_text())
+    assert record["choices"] == [
+        {"question": "Where to?", "option": "sea", "label": "to the sea", "options": ["sea", "city"], "before_shot": 1}
+    ]
+    assert [shot["global_caption"] for shot in record["shots"]] == [INFO.global_caption, "The sea.", "The sea."]
+    assert [shot.get("scene") for shot in record["shots"]] == [None, {"keep_memory": True}, None]
+
+
+def test_the_contact_sheet_writes_choices_and_scenes_above_their_shot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[float, str]] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, xy, text, **_: written.append((xy[1], text)))
+    sink = ContactSheetSink(tmp_path / "sheet.png", {"columns": 12})
+    play(sink, branching_film())
+    sink.close()
+    assert [text for _, text in sorted(written)] == [
+        INFO.global_caption, "1. Wide shot: number 0.", "Where to? to the sea", "The sea.",
+        "2. Wide shot: number 1.", "3. Wide shot: number 2.",
+    ]  # fmt: skip
+    tops = [top for top, _ in sorted(written)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(tops)]
+    assert [gap > 40 for gap in gaps] == [True, False, False, True, True]  # a row of pictures stands in between
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_film(tmp_path: Path) -> None:

@@ -12,15 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shotstream.runtime.errors import UserError
-from shotstream.runtime.story import (
-    LiveStory,
-    StoryShot,
-    check_lengths,
-    full_caption,
-    load_story,
-    parse_text,
-    parse_yaml,
-)
+from shotstream.runtime.story import LiveStory, load_story, parse_text, parse_yaml
+from shotstream.runtime.storyline import Choice, Option, Scene, StoryShot
 
 GOOD = """\
 global_caption: "A story about a {hero}."
@@ -49,8 +42,56 @@ def test_a_plain_text_story_has_a_global_line_and_one_line_per_shot() -> None:
     assert [(shot.caption, shot.line) for shot in story.shots] == [("it waves", 3), ("it jumps", 4)]
 
 
-def test_the_full_caption_is_joined_as_the_reference_does() -> None:
-    assert full_caption("A cat.", 3, "it waves") == "A cat.shot3:it waves"
+BRANCHES = """\
+global_caption: "A {hero}."
+cast: {hero: red cat}
+shots:
+  - caption: the {hero} waves
+  - choice: Where does it go?
+    options:
+      sea:
+        label: to the sea
+        shots:
+          - scene: "A {hero}. Setting: beach."
+          - caption: the {hero} jumps
+            chunks: 2
+      stay-here:
+        label: nowhere
+        shots:
+          - caption: the {hero} dances
+  - scene: "A {hero}. Setting: city."
+    keep_memory: true
+  - caption: it stands
+"""
+
+
+def test_scenes_and_choices_are_read_with_the_cast_and_line_numbers() -> None:
+    story = parse_yaml(BRANCHES, "s.yaml")
+    sea = Option("sea", "to the sea", (
+        Scene("A red cat. Setting: beach.", False, line=10), StoryShot("the red cat jumps", 2, line=11),
+    ))  # fmt: skip
+    stay = Option("stay-here", "nowhere", (StoryShot("the red cat dances", None, line=16),))
+    assert story.entries == (
+        StoryShot("the red cat waves", None, line=4),
+        Choice("Where does it go?", (sea, stay), line=5),
+        Scene("A red cat. Setting: city.", True, line=17),
+        StoryShot("it stands", None, line=19),
+    )
+
+
+def test_a_scene_keeps_the_memory_only_when_it_says_so() -> None:
+    for written, keeps in (("", False), ("\n  keep_memory: false", False), ("\n  keep_memory: yes", True)):
+        story = parse_yaml(f"global_caption: x\nshots:\n- scene: z{written}\n- caption: y", "s.yaml")
+        assert story.entries[0] == Scene("z", keeps, line=3)
+
+
+def choice(options: str, question: str = "why?") -> str:
+    """A story whose second entry, from line 4 on, is this choice; `options` begins on line 5."""
+    return f"global_caption: x\nshots:\n- caption: y\n- choice: {question}\n{options}\n- caption: z"
+
+
+A = "    a: {label: l, shots: [{caption: y}]}\n"
+B = "    b: {label: l, shots: [{caption: y}]}\n"
 
 
 @pytest.mark.parametrize(
@@ -85,6 +126,67 @@ def test_the_full_caption_is_joined_as_the_reference_does() -> None:
         ("global_caption: *x", "not valid yaml"),
         ("", "is empty"),
         ("[" * 5000, "yaml"),
+        ("global_caption: x\nshots:\n- scene:\n- caption: y", "line 3: scene is empty"),
+        ("global_caption: x\nshots:\n- scene: [z]\n- caption: y", "line 3: scene must be text"),
+        ("global_caption: x\nshots:\n- scene: the {hero}\n- caption: y", "line 3: scene names {hero}"),
+        ("global_caption: x\nshots:\n- caption: y\n  scene: z", "line 3: unknown key 'caption' in a scene"),
+        (
+            "global_caption: x\nshots:\n- scene: z\n  keep_memory: 1\n- caption: y",
+            "line 4: keep_memory must be true or",
+        ),
+        (
+            "global_caption: x\nshots:\n- scene: z\n  keep_memory: !!bool so\n- caption: y",
+            "line 4: keep_memory must be",
+        ),
+        ("global_caption: x\nshots:\n- scene: z\n  keep_memory: [yes]\n- caption: y", "line 4: keep_memory must be"),
+        ("global_caption: x\nshots:\n- scene: z", "line 3: the story has 0 shots"),
+        ("global_caption: x\nshots:\n- caption: y\n- scene: z", "line 4: no shot follows this scene"),
+        (
+            "global_caption: x\nshots:\n- scene: z\n- scene: w\n- caption: y",
+            "line 3: no shot stands between this scene and the next",
+        ),
+        (choice("  options:"), "line 5: options must have keys"),
+        ("global_caption: x\nshots:\n- caption: y\n- choice: why?", "line 4: this choice has no options"),
+        (choice("  options: {}", question=""), "line 4: choice is empty"),
+        (choice("  option: {}"), "line 5: unknown key 'option' in a choice"),
+        (choice(f"  options:\n{A}"), "line 6: a choice has 2 to 6 options, not 1"),
+        (
+            choice("  options:\n" + "".join(f"    {n}: {{label: l, shots: [{{caption: y}}]}}\n" for n in "abcdefg")),
+            "line 6: a choice has 2 to 6 options, not 7",
+        ),
+        (choice(f"  options:\n{A}{A}"), "line 7: the key 'a' appears twice in options"),
+        (choice(f"  options:\n{A}    [c]: x"), "line 7: a key of options must be text"),
+        (choice(f"  options:\n{A}    1st:\n      label: l"), "line 7: '1st' cannot be an option's name"),
+        (choice(f"  options:\n{A}    b:\n      label: l"), "line 7: the option 'b' has no shots"),
+        (choice(f"  options:\n{A}    b:\n      shots: [{{caption: y}}]"), "line 7: the option 'b' has no label"),
+        (choice(f"  options:\n{A}    b:\n      text: l"), "line 8: unknown key 'text' in the option 'b'"),
+        (choice(f"  options:\n{A}    b:\n      label: [l]\n      shots: [y]"), "line 8: label must be text"),
+        (choice(f"  options:\n{A}    b:\n      label: {'l' * 61}\n      shots: []"), "line 8: label has 61 characters"),
+        (choice(f"  options:\n{A}    b:\n      label: l\n      shots: y"), "line 9: shots must be a list"),
+        (choice(f"  options:\n{A}    b:\n      label: l\n      shots: []"), "line 9: the option 'b' has 0 shots"),
+        (choice(f"  options:\n{A}    b: {{label: l, shots: [{{scene: z}}]}}"), "line 7: the option 'b' has 0 shots"),
+        (choice(f"  options:\n{A}    b: {{label: l, shots: [{{chunks: 1}}]}}"), "line 7: this shot has no caption"),
+        (
+            choice(f"  options:\n{A}    b:\n      label: l\n      shots:\n      - choice: how?"),
+            "line 10: a choice cannot stand inside the option 'b'",
+        ),
+        (
+            choice(
+                f"  options:\n{A}    b:\n      label: l\n      shots:\n      - caption: y\n      - scene: w\n- scene: v"
+            ),
+            "line 11: no shot stands between this scene and the next",
+        ),
+        (
+            f"global_caption: x\nshots:\n- scene: z\n- choice: why?\n  options:\n{A}"
+            "    b: {label: l, shots: [{scene: w}, {caption: y}]}",
+            "line 3: no shot stands between this scene and the next",
+        ),
+        (
+            f"global_caption: x\nshots:\n- choice: why?\n  options:\n{A}"
+            "    b: {label: l, shots: [{caption: y}, {scene: w}]}",
+            "line 6: no shot follows this scene",
+        ),
+        ("global_caption: x\nshots: &s\n- choice: why?\n  options:\n    a: {label: l, shots: *s}\n    b: {}", "inside"),
     ],
 )
 def test_a_broken_yaml_story_is_refused_with_one_sentence_that_names_the_place(text: str, says: str) -> None:
@@ -121,20 +223,6 @@ def test_files_that_are_no_stories_are_refused(tmp_path: Path) -> None:
         load_story(huge)
 
 
-def test_a_caption_of_900_words_is_refused_with_its_line_and_length() -> None:
-    story = parse_text("A cat.\nit waves\n" + "very " * 899 + "long\n", "s.txt")
-    with pytest.raises(UserError, match=r"line 3: the caption of shot 2 has 901 tokens .* at most 512"):
-        check_lengths(story, limit=512)
-    check_lengths(parse_text("A cat.\nit waves", "s.txt"), limit=512)
-
-
-def test_the_models_own_tokenizer_decides_when_there_is_one() -> None:
-    story = parse_text("A cat.\nit waves", "s.txt")
-    with pytest.raises(UserError, match="20 tokens"):
-        check_lengths(story, limit=19, count_tokens=len)
-    check_lengths(story, limit=20, count_tokens=len)
-
-
 @given(st.text())
 def test_any_text_is_a_story_or_gets_a_user_error(text: str) -> None:
     for parse in (parse_yaml, parse_text):
@@ -144,6 +232,11 @@ def test_any_text_is_a_story_or_gets_a_user_error(text: str) -> None:
             assert "\n" not in str(error)  # noqa: PT017 - the other outcome is fine too
         else:
             assert story.shots
+
+
+def test_a_scene_at_the_end_of_an_option_is_for_the_shots_behind_the_choice() -> None:
+    text = choice(f"  options:\n{A}    b: {{label: l, shots: [{{caption: y}}, {{scene: w}}]}}")
+    assert parse_yaml(text, "s.yaml").choices[0].options[1].entries[-1] == Scene("w", False, line=7)
 
 
 @pytest.fixture
