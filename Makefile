@@ -15,7 +15,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
 
-demo: $(VENV)/.made-play ## make the environment and play a story of six shots on the embedded model
+demo: $(VENV)/.made-play ## make the environment and play a story of nine shots on the embedded model
 	@$(BIN)/shotstream demo --out $(OUT)/demo
 
 test: $(VENV)/.made-dev links ## make the environment and run every check: ruff, mypy, pytest

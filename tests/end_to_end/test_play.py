@@ -188,10 +188,46 @@ def test_a_folder_without_write_permission_is_refused_before_anything_is_made(tm
     assert done.stderr.startswith("error: cannot write to the folder")
 
 
-def test_the_demo_plays_from_the_installed_package(tmp_path: Path) -> None:
+def test_the_demo_plays_from_the_installed_package_and_takes_the_option_it_is_told(tmp_path: Path) -> None:
     done = subprocess.run(
-        [*COMMAND, "demo", "--chunks", "1", "--out", str(tmp_path), "--weights", "random", "--threads", "1"],
-        capture_output=True, text=True, check=False, timeout=PATIENCE,
+        [*COMMAND, "demo", "--chunks", "1", "--choose", "city", "--out", str(tmp_path), "--weights", "random",
+         "--threads", "1"],
+        capture_output=True, text=True, check=False, timeout=PATIENCE, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert count_frames(tmp_path / "story.mp4") >= 5 * 9
+    assert "Where does the red cat go? city:" in done.stderr
+    record = json.loads((tmp_path / "story.json").read_text())
+    assert (record["choices"][0]["option"], record["choices"][0]["before_shot"]) == ("city", 4)
+    assert "city at night" in record["shots"][-1]["global_caption"]
+    assert count_frames(tmp_path / "story.mp4") == 9 * 9
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are for Unix")
+def test_in_a_terminal_the_story_asks_and_goes_on_as_it_is_told(tmp_path: Path) -> None:
+    import pty
+
+    story = tmp_path / "story.yaml"
+    story.write_text(
+        "global_caption: A red cat.\nshots:\n- caption: it waves\n- choice: Where to?\n  options:\n"
+        "    sea: {label: to the sea, shots: [{caption: it swims}]}\n"
+        "    city: {label: to the city, shots: [{caption: it walks}]}\n"
+    )
+    ours, theirs = pty.openpty()
+    command = [*COMMAND, "play", str(story), "--chunks", "1", "--out", str(tmp_path), *MODEL]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE)
+    os.close(theirs)
+    try:
+        shown = b""
+        while b"choose" not in shown:
+            shown += os.read(ours, 4096)
+        assert count_frames(tmp_path / "story.mp4") >= 8  # the first shot is there before the question
+        os.write(ours, b"city\n")
+        _, err = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert process.returncode == 0, err
+    assert b"to the sea" in shown
+    record = json.loads((tmp_path / "story.json").read_text())
+    assert [shot["caption"] for shot in record["shots"]] == ["it waves", "it walks"]

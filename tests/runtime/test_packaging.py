@@ -53,7 +53,7 @@ def test_the_script_the_plugins_and_the_demo_story_are_installed() -> None:
     assert [script.value for script in scripts] == ["shotstream.runtime.cli:main"]
     assert "training" in metadata.entry_points(group="shotstream.plugins").names
     story = yaml.safe_load((resources.files("shotstream.runtime") / "stories" / "demo.yaml").read_text())
-    assert len(story["shots"]) >= 5
+    assert any("choice" in entry for entry in story["shots"])
 
 
 def test_constraints_pin_torch_to_one_version_that_pyproject_allows() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shotstream.runtime.errors import UserError
@@ -223,6 +223,7 @@ def test_files_that_are_no_stories_are_refused(tmp_path: Path) -> None:
         load_story(huge)
 
 
+@settings(deadline=None)  # beside other work a single parse may take as long as it likes
 @given(st.text())
 def test_any_text_is_a_story_or_gets_a_user_error(text: str) -> None:
     for parse in (parse_yaml, parse_text):
