@@ -1,8 +1,7 @@
-"""The oracle reads renders rightly, and notices when a film does not show what was asked."""
+"""The oracle reads true renders rightly, in every slot and at every length and size."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,18 @@ import torch
 
 from shotstream.runtime.errors import UserError
 from shotstream.training.evaluate import evaluate, evaluation_stories, renders_of
-from shotstream.training.oracle.cuts import THRESHOLD, calibrate, find_cuts
+from shotstream.training.oracle.check import Tallies, agreement
 from shotstream.training.oracle.reader import WEIGHTS, Reader, ReaderNet, load_reader
-from shotstream.training.oracle.slots import FRAME_SLOTS, HERO_SLOTS, true_labels
-from shotstream.training.oracle.train_reader import draw_examples, reader_accuracy, train_reader
-from shotstream.training.scores import METRICS, Report, bootstrap
-from shotstream.training.world import Story, is_held_out, render_shot, sample_story
+from shotstream.training.oracle.slots import FRAME_SLOTS, HERO_SLOTS
+from shotstream.training.oracle.train_reader import Examples, draw_examples, play_tricks, train_reader
+from shotstream.training.oracle.windows import cells_to_heads, heads_to_cells
+from shotstream.training.scores import METRICS, bootstrap
+from shotstream.training.world import Story, is_held_out, render_shot, sample_held_out_story, sample_story
+from shotstream.training.world.story import ACTIONS, SPECIES
 
-STORIES = evaluation_stories(16)
+# Neither training nor evaluations nor the reader's own training see these seeds.
+STORIES = [sample_story(71_000_000 + i) for i in range(5)] + [sample_held_out_story(71_000_000 + i) for i in range(5)]
+SLOTS = ("species", *HERO_SLOTS, *FRAME_SLOTS)
 
 
 @pytest.fixture(scope="module")
@@ -28,111 +31,91 @@ def reader() -> Reader:
 
 
 @pytest.fixture(scope="module")
-def truth(reader: Reader) -> Report:
-    """The report on true renders; every planted fault is compared with it."""
-    return evaluate(renders_of, STORIES, ceilings={}, reader=reader)
+def right(reader: Reader) -> Tallies:
+    return agreement(reader, STORIES)
 
 
-def _score(report: Report, metric: str) -> float:
-    rows = [r.scores[metric] for r in report.rows if metric in r.scores]
-    return sum(r.mean * r.tries for r in rows) / sum(r.tries for r in rows)
+@pytest.mark.parametrize("slot", SLOTS)
+def test_every_slot_of_every_render_is_read_rightly(right: Tallies, slot: str) -> None:
+    hits, asked = right[slot]
+    assert hits == asked
+    assert asked >= 15
 
 
-def _faulty(change: object, reader: Reader) -> Report:
-    def make(story: Story) -> list[np.ndarray]:
-        return renders_of(change(story))  # type: ignore[operator]
-
-    return evaluate(make, STORIES, ceilings={}, reader=reader)
-
-
-@pytest.mark.parametrize(
-    ("metric", "at_least"),
-    [
-        ("species", 0.9), ("color", 0.9), ("accessory", 0.9), ("accessory_color", 0.9), ("size", 0.95),
-        ("place", 0.97), ("time", 0.97), ("same_hero", 0.8), ("background_kept", 0.8), ("cuts_exact", 0.95),
-    ],
-)  # fmt: skip
-def test_the_oracle_believes_the_truth(truth: Report, metric: str, at_least: float) -> None:
-    assert _score(truth, metric) >= at_least
+@pytest.mark.parametrize("frames", [45, 81])
+def test_longer_shots_are_read_as_well(reader: Reader, frames: int) -> None:
+    """All but one reading of any slot: the reader errs in about one accessory and one action of a hundred."""
+    for slot, (hits, asked) in agreement(reader, STORIES[4:6], frames).items():
+        assert hits >= asked - 1, slot
 
 
-def test_a_wrong_colour_is_noticed(truth: Report, reader: Reader) -> None:
-    other = {"red": "blue", "blue": "yellow", "yellow": "purple"}
+def test_frames_of_another_size_are_read_as_well(reader: Reader) -> None:
+    def make(story: Story, k: int) -> np.ndarray:
+        return render_shot(story, k, 33, 160, 256)
 
-    def change(story: Story) -> Story:
-        heroes = tuple(dataclasses.replace(c, color=other.get(c.color, "red")) for c in story.characters)
-        return dataclasses.replace(story, characters=heroes)
-
-    faulty = _faulty(change, reader)
-    assert _score(faulty, "color") < 0.15
-    assert _score(faulty, "place") > _score(truth, "place") - 0.05
+    for slot, (hits, asked) in agreement(reader, STORIES[:1], make=make).items():
+        assert hits == asked, slot
 
 
-def test_a_missing_hat_is_noticed(truth: Report, reader: Reader) -> None:
-    def change(story: Story) -> Story:
-        heroes = tuple(dataclasses.replace(c, accessory="none", accessory_color="") for c in story.characters)
-        return dataclasses.replace(story, characters=heroes)
-
-    dressed = np.mean([c.accessory != "none" for s in STORIES for c in s.characters])
-    assert _score(_faulty(change, reader), "accessory") < 1 - 0.7 * dressed
-
-
-def test_a_swapped_place_is_noticed(reader: Reader) -> None:
-    def change(story: Story) -> Story:
-        place = "desert" if story.background.place != "desert" else "city"
-        return dataclasses.replace(story, background=dataclasses.replace(story.background, place=place))
-
-    assert _score(_faulty(change, reader), "place") < 0.1
+def test_a_reader_that_knows_nothing_fails(right: Tallies) -> None:
+    """The check itself can fail: an untrained network is right by luck only."""
+    torch.manual_seed(0)
+    luck = agreement(Reader(ReaderNet()), STORIES[:3])
+    assert luck.keys() == right.keys()
+    assert sum(h for h, _ in luck.values()) < 0.6 * sum(n for _, n in luck.values())
 
 
-def test_a_forgotten_house_and_belly_are_noticed(truth: Report, reader: Reader) -> None:
-    """Hidden attributes that change from shot to shot: what a model without memory would do."""
-
-    def make(story: Story) -> list[np.ndarray]:
-        shots = []
-        for k in range(len(story.shots)):
-            other = sample_story(1000 + 7 * story.seed + k)
-            stage = dataclasses.replace(
-                story.background, house_color=other.background.house_color, roof=other.background.roof,
-                house_side=other.background.house_side,
-            )  # fmt: skip
-            heroes = tuple(dataclasses.replace(c, belly=other.characters[0].belly) for c in story.characters)
-            shots.append(render_shot(dataclasses.replace(story, background=stage, characters=heroes), k))
-        return shots
-
-    faulty = evaluate(make, STORIES, ceilings={}, reader=reader)
-    assert _score(faulty, "background_kept") < 0.5 * _score(truth, "background_kept")
-    assert _score(faulty, "same_hero_hidden") < 0.6 * _score(truth, "same_hero_hidden")
+def test_positions_survive_the_map_of_cells() -> None:
+    heads = torch.tensor([[[20.0, 30.0], [4.0, 4.0]], [[101.5, 52.3], [64.0, 40.0]]])
+    assert torch.allclose(cells_to_heads(heads_to_cells(heads)), heads, atol=1e-3)
 
 
-def test_an_extra_cut_and_a_missing_one_are_noticed() -> None:
-    for story in STORIES[:6]:
-        shots = [render_shot(story, k) for k in range(3)]
-        assert find_cuts(np.concatenate(shots)) == [33, 66]
-        assert find_cuts(np.concatenate((shots[0][:20], shots[1][:13], shots[2]))) == [20, 33]
-        assert find_cuts(shots[0]) == []
+def test_tricks_rename_the_actions() -> None:
+    examples = draw_examples(40, 1)
+    assert examples.frames.shape == (40, 9, 80, 128, 3)
+    assert all(len(v) == 40 for v in examples.labels.values())
+    assert (np.isnan(examples.heads[..., 0]) == (examples.labels["present"] == 0)).all()
+    pick = np.arange(40)
+    batch = play_tricks(examples, pick, np.random.default_rng(0))
+    frozen = [i for i in pick if (batch.frames[i] == batch.frames[i][:1]).all()]
+    turned = [i for i in pick if (batch.frames[i] == examples.frames[i][::-1]).all() and i not in frozen]
+    assert frozen
+    assert turned
+    for i in pick:
+        before, after = examples.labels["action"][i, 0], batch.labels["action"][i, 0]
+        for old, new in zip(before[before >= 0], after[before >= 0], strict=True):
+            name = ACTIONS[old]
+            if i in frozen and name != "stands still":
+                assert ACTIONS[new] == "stands still"
+            elif i in turned and name.startswith("walks"):
+                assert ACTIONS[new] == {"walks left": "walks right", "walks right": "walks left"}[name]
+            else:
+                assert new == old
 
 
-def test_the_cut_threshold_lies_between_motion_and_cuts() -> None:
-    inside, across = calibrate([[render_shot(s, k) for k in range(4)] for s in STORIES[:8]])
-    assert inside < THRESHOLD < across
+def test_pools_forget_the_oldest() -> None:
+    one, two = draw_examples(5, 2), draw_examples(5, 3)
+    joined = one.joined(two, 7)
+    assert isinstance(joined, Examples)
+    assert len(joined) == 7
+    assert (joined.frames[2:] == two.frames).all()
 
 
 def test_evaluation_stories_are_half_seen_half_held_out() -> None:
-    assert sum(is_held_out(s) for s in STORIES) == len(STORIES) // 2
-    assert evaluation_stories(16) == STORIES
+    stories = evaluation_stories(16)
+    assert sum(is_held_out(s) for s in stories) == 8
+    assert evaluation_stories(16) == stories
     with pytest.raises(UserError, match="at least 2"):
         evaluation_stories(1)
 
 
 def test_a_report_has_every_metric_with_its_interval_and_its_ceiling(reader: Reader) -> None:
-    report = evaluate(renders_of, STORIES[6:10], reader=reader)
+    report = evaluate(renders_of, evaluation_stories(4), reader=reader)
     assert {r.source for r in report.rows} == {"model", "renders"}
     assert {r.group for r in report.rows} == {"in distribution", "held out"}
     for row in report.rows:
         assert set(row.scores) <= set(METRICS)
         assert all(e.low <= e.mean <= e.high for e in row.scores.values())
-    assert len(report.lines()) == len(METRICS) + 1
 
 
 def test_intervals_shrink_with_more_stories() -> None:
@@ -142,35 +125,34 @@ def test_intervals_shrink_with_more_stories() -> None:
     assert many.high - many.low < few.high - few.low
 
 
-def test_labels_say_what_the_story_says() -> None:
-    story = sample_story(3)
-    labels = true_labels(story, 0, [0, 10])
-    assert labels["present"].sum() == 2 * len(story.shots[0].cast)
-    assert set(labels) == {"present", "where", *HERO_SLOTS, *FRAME_SLOTS}
-    frames, many = draw_examples(20, 1)
-    assert frames.shape == (20, 80, 128, 3)
-    assert all(len(v) == 20 for v in many.values())
-
-
-def test_the_shipped_reader_is_small() -> None:
-    assert WEIGHTS.stat().st_size < 2_000_000
+def test_the_shipped_reader_is_small_and_says_how_it_was_made(reader: Reader) -> None:
+    assert WEIGHTS.stat().st_size < 1_500_000
+    assert reader.note["started from"] == "nothing"
+    # Measured on 40 fresh stories, 200 shots: species 0.990, accessory 0.992, action 0.989, house_color 0.994, else 1.
+    assert all(float(reader.note[f"shots_right_{slot}"]) > 0.985 for slot in SLOTS)
 
 
 @pytest.mark.slow
 def test_a_reader_can_be_trained(tmp_path: Path) -> None:
-    scores = train_reader(350, tmp_path / "reader.safetensors", seed=1, minutes=6)
+    scores = train_reader(250, tmp_path / "reader.safetensors", seed=1, minutes=4)
     assert scores["place"] > 0.9
-    assert reader_accuracy(load_reader(tmp_path / "reader.safetensors").net, 100, 5)["time"] > 0.8
+    assert scores["time"] > 0.9
+    assert load_reader(tmp_path / "reader.safetensors").note["steps"] == "250"
 
 
-def test_reading_frames_of_any_size_gives_the_same_slots() -> None:
-    reader = Reader(ReaderNet())
-    small = reader.read_shot(render_shot(sample_story(1), 0, 6))
-    large = reader.read_shot(render_shot(sample_story(1), 0, 6, 160, 256))
-    assert small.heroes.keys() == large.heroes.keys() == HERO_SLOTS.keys()
-    assert np.abs(small.scene["place"] - large.scene["place"]).max() < 0.2
+def test_readings_have_the_same_slots_for_any_count_of_frames() -> None:
+    reading = Reader(ReaderNet()).read_shot(render_shot(sample_story(1), 0, 6))
+    assert reading.heroes.keys() == HERO_SLOTS.keys()
+    assert reading.scene.keys() == FRAME_SLOTS.keys()
+    assert reading.present.shape == (len(SPECIES),)
+    assert reading.heroes["action"].shape == (len(SPECIES), len(ACTIONS))
 
 
-def test_a_missing_reader_is_explained(tmp_path: Path) -> None:
+def test_a_missing_or_strange_reader_is_explained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train_reader"):
         load_reader(tmp_path / "none.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "strange.safetensors")
+    with pytest.raises(UserError, match="another network"):
+        load_reader(tmp_path / "strange.safetensors")

@@ -1,7 +1,9 @@
-"""The learned reader: one small convolutional network that says what is in a frame of the story world.
+"""The learned reader: small convolutional networks that say what a shot of the story world shows.
 
-It sees single frames, brought to 80x128. It does not know captions, and it is never used as a training signal for
-the models it judges. Weights are made by train_reader.py.
+Frames are brought to 80x128. One network reads the scene and finds the heads, one reads the look of a hero from
+windows that follow its head, one reads the action from a window that stays in place while frames pass: no single
+frame tells a walk from its reverse, or a dance from a picture of a dance. The reader does not know captions, and it
+is never used as a training signal for the models it judges. Weights are made by train_reader.py.
 """
 
 from __future__ import annotations
@@ -19,19 +21,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shotstream.runtime.errors import UserError
-from shotstream.training.world.story import SPECIES
+from shotstream.training.world.story import ACTIONS, SPECIES
 
 from .slots import FRAME_SLOTS, HERO_SLOTS
+from .windows import LOOK, MOVE, cells_to_heads, pixels_per_unit, windows
 
 HEIGHT, WIDTH = 80, 128
+SAMPLES = 9  # frames of a shot that are read
+LOOK_SLOTS = {slot: values for slot, values in HERO_SLOTS.items() if slot != "action"}
 WEIGHTS = Path(__file__).parent / "weights" / "reader.safetensors"
 
 
-class ReaderNet(nn.Module):
-    """Frames [N, 3, 80, 128] in -1..1 to logits per slot.
+class SceneNet(nn.Module):
+    """Frames [N, 3, 80, 128] in -1..1 to logits: "present" [N, 4], "where" [N, 4, 160], frame slots [N, values].
 
-    Hero slots are read through one attention map per species, so that two heroes do not mix; frame slots from the
-    whole picture.
+    Whether a species is present is read through its own map of places, so that two heroes do not mix.
     """
 
     def __init__(self, width: int = 24) -> None:
@@ -43,29 +47,91 @@ class ReaderNet(nn.Module):
         self.coarse = nn.Sequential(_conv(3 * w, 4 * w, 3, 2), _conv(4 * w, 4 * w))
         self.back = nn.Conv2d(4 * w, 3 * w, 1)
         self.look = nn.Conv2d(3 * w, len(SPECIES), 1)
-        self.hero = nn.Linear(3 * w + 4 * w + len(SPECIES), 160)
-        self.present = nn.Linear(160, 1)
-        self.hero_heads = nn.ModuleDict({slot: nn.Linear(160, len(v)) for slot, v in HERO_SLOTS.items()})
+        self.present = nn.Sequential(nn.Linear(7 * w + len(SPECIES), 64), nn.ReLU(inplace=True), nn.Linear(64, 1))
         self.squeeze = nn.Conv2d(4 * w, 24, 1)
-        self.scene = nn.Linear(24 * 5 * 8, 160)
-        self.frame_heads = nn.ModuleDict({slot: nn.Linear(160, len(v)) for slot, v in FRAME_SLOTS.items()})
+        self.scene = nn.Linear(24 * 5 * 8, 128)
+        self.heads = nn.ModuleDict({slot: nn.Linear(128, len(v)) for slot, v in FRAME_SLOTS.items()})
 
     def forward(self, frames_NCHW: Tensor) -> dict[str, Tensor]:
-        """Logits: "present" [N, 4]; "where" [N, 4, 160]; hero slots [N, 4, values]; frame slots [N, values]."""
         fine = self.fine(frames_NCHW)
         coarse = self.coarse(fine)
         mixed = F.relu(fine + F.interpolate(self.back(coarse), scale_factor=2.0, mode="nearest"))
-        look_NSP = self.look(mixed).flatten(2)
-        heroes_NSC = look_NSP.softmax(-1) @ mixed.flatten(2).transpose(1, 2)
+        where_NSP = self.look(mixed).flatten(2)
+        seen_NSC = where_NSP.softmax(-1) @ mixed.flatten(2).transpose(1, 2)
         n, count = len(frames_NCHW), len(SPECIES)
         around = coarse.mean((2, 3))[:, None].expand(n, count, -1)
         which = torch.eye(count, device=around.device, dtype=around.dtype).expand(n, count, count)
-        hero = F.relu(self.hero(torch.cat((heroes_NSC, around, which), -1)))
+        present = self.present(torch.cat((seen_NSC, around, which), -1))[..., 0]
         scene = F.relu(self.scene(self.squeeze(coarse).flatten(1)))
-        logits = {"present": self.present(hero)[..., 0], "where": look_NSP}
-        logits |= {slot: head(hero) for slot, head in self.hero_heads.items()}
-        logits |= {slot: head(scene) for slot, head in self.frame_heads.items()}
+        return {"present": present, "where": where_NSP} | {slot: head(scene) for slot, head in self.heads.items()}
+
+
+class LookNet(nn.Module):
+    """Windows [N, 3, 40, 40] and the species meant [N, 4] (one-hot) to logits: "present" [N], look slots [N, values].
+
+    "present" says that a hero of this species stands in the middle of the window.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eye = nn.Sequential(_conv(3, 24, 5, 2), _conv(24, 48, 3, 2), _conv(48, 40, 3, 2), nn.Flatten())
+        self.mix = nn.Linear(40 * 25 + len(SPECIES), 96)
+        self.present = nn.Linear(96, 1)
+        self.heads = nn.ModuleDict({slot: nn.Linear(96, len(v)) for slot, v in LOOK_SLOTS.items()})
+
+    def forward(self, windows_NCHW: Tensor, species_NS: Tensor) -> dict[str, Tensor]:
+        seen = self.eye(windows_NCHW)
+        mixed = F.relu(self.mix(torch.cat((seen, species_NS.to(seen.dtype)), -1)))
+        return {"present": self.present(mixed)[..., 0]} | {slot: head(mixed) for slot, head in self.heads.items()}
+
+
+class MotionNet(nn.Module):
+    """Windows over time [N, T, 3, 40, 48] and the species meant [N, 4] to action logits [N, 6]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eye = nn.Sequential(_conv(6, 24, 5, 2), _conv(24, 48, 3, 2), _conv(48, 40, 3, 2), nn.Flatten())
+        self.step = nn.Linear(40 * 30, 96)
+        self.time = nn.Conv1d(96, 96, 3, padding=1)
+        self.mix = nn.Linear(2 * 96 + len(SPECIES), 96)
+        self.action = nn.Linear(96, len(ACTIONS))
+
+    def forward(self, windows_NTCHW: Tensor, species_NS: Tensor) -> Tensor:
+        now, then = windows_NTCHW[:, :-1], windows_NTCHW[:, 1:]
+        pairs = torch.cat((now, 3 * (then - now)), 2)
+        steps = F.relu(self.step(self.eye(pairs.flatten(0, 1)))).unflatten(0, pairs.shape[:2])
+        over = F.relu(self.time(steps.transpose(1, 2)))
+        summary = torch.cat((over.mean(-1), over.amax(-1), species_NS.to(over.dtype)), -1)
+        logits: Tensor = self.action(F.relu(self.mix(summary)))
         return logits
+
+
+class ReaderNet(nn.Module):
+    """The three networks; they share nothing but the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scene, self.look, self.motion = SceneNet(), LookNet(), MotionNet()
+
+    def forward(self, frames_TCHW: Tensor) -> dict[str, Tensor]:
+        """Probabilities for one shot in -1..1: per frame "present" [T, 4], look slots [T, 4, values] and frame slots
+        [T, values]; "heads" [T, 4, 2] in pixels; "action" [4, 6] for the whole shot."""
+        logits = self.scene(frames_TCHW)
+        said = {slot: logits[slot].softmax(-1) for slot in FRAME_SLOTS}
+        heads_TS2 = cells_to_heads(logits["where"].softmax(-1))
+        frames, count = len(frames_TCHW), len(SPECIES)
+        scale = pixels_per_unit(said["size"].mean(0).argmax(-1)[None]).expand(frames * count)
+        which_NS = torch.eye(count).repeat(frames, 1)
+        often_NCHW = frames_TCHW.repeat_interleave(count, 0)
+        look = self.look(windows(often_NCHW, heads_TS2.flatten(0, 1), scale, LOOK), which_NS)
+        middle_NS2 = heads_TS2.median(0).values.repeat(frames, 1)
+        moving = windows(often_NCHW, middle_NS2, scale, MOVE).unflatten(0, (frames, count)).transpose(0, 1)
+        said["action"] = self.motion(moving, torch.eye(count)).softmax(-1)
+        for slot in LOOK_SLOTS:
+            said[slot] = look[slot].softmax(-1).unflatten(0, (frames, count))
+        # Two opinions: one from the whole frame, one from the window around the head.
+        near = look["present"].sigmoid().unflatten(0, (frames, count))
+        return said | {"present": (logits["present"].sigmoid() + near) / 2, "heads": heads_TS2}
 
 
 def _conv(inner: int, outer: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -109,17 +175,20 @@ class Reader:
 
     @torch.inference_mode()
     def read_frames(self, frames_FHWC: NDArray[np.uint8]) -> dict[str, Tensor]:
-        """Probabilities per frame for uint8 frames [F, H, W, 3] of any size with the aspect 10:16."""
-        parts: list[dict[str, Tensor]] = []
-        for start in range(0, len(frames_FHWC), 32):
-            parts.append(self.net(to_reader(frames_FHWC[start : start + 32])))
-        joined = {slot: torch.cat([p[slot] for p in parts]).float() for slot in parts[0]}
-        return {k: v.sigmoid() if k == "present" else v.softmax(-1) for k, v in joined.items()}
+        """Probabilities per frame for uint8 frames [F, H, W, 3] of any size with the aspect 10:16; see ReaderNet.
 
-    def read_shot(self, frames_FHWC: NDArray[np.uint8], samples: int = 5) -> Reading:
-        """Reads `samples` frames spread over the shot and averages."""
+        The frames are taken as one shot in order: its size sets the windows, and "action" [4, 6] is read once.
+        """
+        return {slot: value.float() for slot, value in self.net(to_reader(frames_FHWC)).items()}
+
+    def read_shot(self, frames_FHWC: NDArray[np.uint8], samples: int = SAMPLES) -> Reading:
+        """Reads `samples` frames spread over the shot and averages; the action is read from all of them together.
+
+        The action network is trained on 9 frames over 33 to 81.
+        """
         picked = np.linspace(0, len(frames_FHWC) - 1, samples).round().astype(int)
-        mean = {k: v.mean(0).numpy() for k, v in self.read_frames(frames_FHWC[picked]).items()}
+        said = self.read_frames(frames_FHWC[picked])
+        mean = {k: (v if k == "action" else v.mean(0)).numpy() for k, v in said.items()}
         return Reading(mean["present"], {s: mean[s] for s in HERO_SLOTS}, {s: mean[s] for s in FRAME_SLOTS})
 
 
@@ -139,11 +208,13 @@ def save_reader(net: nn.Module, path: Path, note: Mapping[str, str]) -> None:
 
 
 def load_reader(path: Path = WEIGHTS) -> Reader:
-    """The reader with its trained weights. Raises UserError when the file is missing."""
+    """The reader with its trained weights. Raises UserError when the file is missing or of another network."""
     if not path.is_file():
         raise UserError(f"the oracle's weights are not at {path}; shotstream.training.oracle.train_reader makes them")
     net = ReaderNet()
-    state = load_file(path)
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    try:
+        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    except RuntimeError as error:
+        raise UserError(f"{path} holds another network; shotstream.training.oracle.train_reader makes it") from error
     with safe_open(path, "pt") as file:
         return Reader(net, file.metadata())
