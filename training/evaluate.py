@@ -28,6 +28,7 @@ from shotstream.training.evaluate_sources import (
 )
 from shotstream.training.oracle.cuts import find_cuts
 from shotstream.training.oracle.reader import Reader, load_reader
+from shotstream.training.oracle.slots import unseen
 from shotstream.training.scores import (
     GROUPS,
     Change,
@@ -192,7 +193,7 @@ def read_ends(story: Story, shots: Sequence[Frames], reader: Reader) -> StoryRea
 
 def unseen_in(story: Story, k: int, frames: Sequence[int]) -> Unseen:
     """What these frames of shot k cannot show, so that no metric asks about it."""
-    return frozenset()
+    return unseen(story, k, frames)
 
 
 def _rows(source: str, readings: Sequence[StoryReading], seed: int) -> list[Row]:
