@@ -129,7 +129,7 @@ def play(
 def demo(
     ctx: typer.Context,
     out: Out = Path("out/demo"),
-    seed: Seed = 2,
+    seed: Seed = 0,
     device: Device = "cpu",
     live: Live = False,
     chunks: Chunks = None,
