@@ -39,7 +39,7 @@ def latents(frames: int, batch: int = 1) -> torch.Tensor:
 def test_the_tiny_preset_turns_33_frames_of_160x256_into_9_latents_of_10x16() -> None:
     with torch.no_grad():
         z = TinyVAE().encode(torch.zeros(1, 33, 3, 160, 256))
-    assert z.shape == (1, 9, 16, 10, 16)
+    assert z.shape == (1, 9, 32, 10, 16)
 
 
 def test_a_clip_survives_the_round_trip_with_its_shape_and_range(vae: TinyVAE) -> None:
