@@ -23,6 +23,7 @@ from shotstream.runtime.errors import UserError
 from shotstream.runtime.heap import give_back_free_memory
 from shotstream.runtime.history import ContextFrame, History, PastShot
 from shotstream.runtime.noise import START, NoiseSource
+from shotstream.runtime.storyline import full_caption
 from shotstream.runtime.timing import Stopwatch, Timings
 
 if TYPE_CHECKING:
@@ -257,15 +258,15 @@ class Session:
             raise UserError("the caption of a shot is empty; say what it shows")
         if global_caption is None:  # a shot that was planned but has not begun may have brought a new one
             global_caption = self.global_caption if self._next is None else self._next.global_caption
-        full = f"{global_caption}shot{self.shots_begun - self.memory_begins}:{caption}"
+        full = full_caption(global_caption, self.shots_begun - self.memory_begins, caption)
         return _Shot(caption, full, global_caption, self.shots_begun, chunks, self._embed(full))
 
-    def _embed(self, full_caption: str) -> Any:
+    def _embed(self, full: str) -> Any:
         """Embedded caption, from the cache of captions that are still in use or freshly encoded."""
-        if full_caption in self._text_kv:
-            return self._text_kv[full_caption]
+        if full in self._text_kv:
+            return self._text_kv[full]
         parts = self.runtime.parts
-        count, limit = parts.text.tokens(full_caption), parts.config.text_len
+        count, limit = parts.text.tokens(full), parts.config.text_len
         if count > limit:
             raise UserError(
                 f"the caption needs {count} tokens together with the global caption, but this model reads at most "
@@ -273,8 +274,8 @@ class Session:
             )
         with torch.inference_mode(), self._watch.lap("text"):
             # One caption at a time: the result then never depends on which others are encoded with it.
-            self._text_kv[full_caption] = self.runtime.engine.embed_caption(parts.text.encode([full_caption]))
-        return self._text_kv[full_caption]
+            self._text_kv[full] = self.runtime.engine.embed_caption(parts.text.encode([full]))
+        return self._text_kv[full]
 
     def _begin_next(self) -> _Shot | None:
         """Run the context pass of the waiting shot; return the shot that runs then."""

@@ -17,7 +17,6 @@ import yaml
 
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.storyline import Choice, Entry, Option, Scene, Story, StoryShot
-from shotstream.runtime.storyline import full_caption as full_caption  # callers have it from here
 
 MAX_CHUNKS = 100  # a shot of 100 chunks is 1197 frames; the ring would carry more, the rotary table ends at 339
 MAX_FILE_BYTES = 1 << 20

@@ -64,13 +64,15 @@ class Conditioning:
 
     context_BFCHW: clean context latents. captions_NLD: embedded texts of all samples, one list. flags_BF: int,
     context frames first, None for plain rotary tables. caption_index_BF: rows of `captions_NLD`, None when its
-    single row serves every frame.
+    single row serves every frame. positions_BF: time indices of all frames, context first, None for 0, 1, 2 and so on;
+    needed where some context frames are left out.
     """
 
     context_BFCHW: Tensor
     captions_NLD: Tensor
     flags_BF: Tensor | None
     caption_index_BF: Tensor | None
+    positions_BF: Tensor | None = None
 
     @property
     def context_frames(self) -> int:

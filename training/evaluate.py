@@ -36,7 +36,6 @@ from shotstream.training.scores import (
     Row,
     StoryReading,
     Tallies,
-    Unseen,
     make_row,
     mean_estimate,
     paired_change,
@@ -178,22 +177,17 @@ def read_story(story: Story, shots: Sequence[Frames], reader: Reader) -> StoryRe
     """Reads every shot, and looks for cuts in the whole film without knowing where they should be."""
     asked = tuple(int(v) for v in np.cumsum([len(s) for s in shots])[:-1])
     found = tuple(find_cuts(np.concatenate(shots)))
-    unseen = tuple(unseen_in(story, k, range(len(shot))) for k, shot in enumerate(shots))
-    return StoryReading(story, tuple(reader.read_shot(s) for s in shots), found, asked, unseen)
+    hidden = tuple(unseen(story, k, range(len(shot))) for k, shot in enumerate(shots))
+    return StoryReading(story, tuple(reader.read_shot(s) for s in shots), found, asked, hidden)
 
 
 def read_ends(story: Story, shots: Sequence[Frames], reader: Reader) -> StoryReading:
     """Reads the first shot and the last chunk of the last one, as a story of these two."""
     first, last = shots[0], shots[-1]
     start = max(0, len(last) - LAST_CHUNK)
-    unseen = (unseen_in(story, 0, range(len(first))), unseen_in(story, len(shots) - 1, range(start, len(last))))
+    hidden = (unseen(story, 0, range(len(first))), unseen(story, len(shots) - 1, range(start, len(last))))
     ends = replace(story, shots=(story.shots[0], story.shots[-1]))
-    return StoryReading(ends, (reader.read_shot(first), reader.read_shot(last[start:])), (), (), unseen)
-
-
-def unseen_in(story: Story, k: int, frames: Sequence[int]) -> Unseen:
-    """What these frames of shot k cannot show, so that no metric asks about it."""
-    return unseen(story, k, frames)
+    return StoryReading(ends, (reader.read_shot(first), reader.read_shot(last[start:])), (), (), hidden)
 
 
 def _rows(source: str, readings: Sequence[StoryReading], seed: int) -> list[Row]:

@@ -18,7 +18,7 @@ from shotstream.runtime.model.context import choose_context
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.presets import TINY_LATENT
-from shotstream.runtime.story import full_caption
+from shotstream.runtime.storyline import full_caption
 from shotstream.runtime.text.tiny import TinyTextEncoder
 from shotstream.training.batches import Condition, encode
 from shotstream.training.conditioning import Conditioning, route_frames

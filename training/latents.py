@@ -20,6 +20,7 @@ from torch import Tensor
 from shotstream.runtime.decoders.tiny_vae import TIME_FACTOR, TinyVAE
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.context import choose_context
+from shotstream.runtime.storyline import full_caption
 from shotstream.training.world import is_held_out, paraphrased, render_shot, sample_story
 from shotstream.training.world.parts import part_shares
 
@@ -191,4 +192,4 @@ def full_captions(seed: int, shots_in_story: int, shots: Sequence[int], wording:
         whole, parts = story.global_caption, [story.shot_caption(k) for k in range(shots_in_story)]
     else:
         whole, parts = paraphrased(story, wording)
-    return [f"{whole}shot{k}:{parts[k]}" for k in shots]
+    return [full_caption(whole, k, parts[k]) for k in shots]

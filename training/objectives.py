@@ -32,7 +32,9 @@ def whole_sequence_flow(
 ) -> Tensor:
     """Flow of context and target frames in one pass without a cache (teacher, scores, ODE regression)."""
     batch, frames = z_BFCHW.shape[:2]
-    positions = torch.arange(frames, device=z_BFCHW.device).expand(batch, frames)
+    positions = conditioning.positions_BF
+    if positions is None:
+        positions = torch.arange(frames, device=z_BFCHW.device).expand(batch, frames)
     text_kv = model.embed_captions(conditioning.captions_NLD)
     flags, index = conditioning.frames(0, frames)
     return model(z_BFCHW, t_BF, text_kv, index, positions, flags, mask=mask)

@@ -27,7 +27,7 @@ from shotstream.training.teacher_stage import TeacherStage, training_attention
 from shotstream.training.text_stage import TextStage
 from shotstream.training.trainer import Ema, LoopConfig, Stage, run_stage
 from shotstream.training.vae_stage import run_vae_stage
-from shotstream.training.weights import load_dit_weights, load_text_weights, save_weights
+from shotstream.training.weights import load_dit_weights, load_text_weights, save_weights, trained_codec
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
@@ -144,8 +144,7 @@ class Pipeline:
         text = self._text()
         save_weights(student, student.config.to_json(), weights / "dit.safetensors", torch.float16)
         save_weights(text, text.config.to_json(), weights / "text.safetensors", torch.float16)
-        codec = next(p for s in ("decoder", "vae") if (p := self._file(s, "vae")).exists())
-        TinyVAE.load(codec).save(weights / "vae.safetensors", torch.float16)
+        TinyVAE.load(trained_codec(self.out)).save(weights / "vae.safetensors", torch.float16)
         shutil.copyfile(self._sheet(last), weights / "sheet.png")
         return True
 

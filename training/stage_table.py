@@ -46,7 +46,7 @@ from shotstream.training.evaluate_sources import (
 from shotstream.training.evaluate_teacher import TeacherPlayer, TeacherSettings
 from shotstream.training.oracle.reader import Reader
 from shotstream.training.scores import Report, with_changes
-from shotstream.training.weights import load_dit_weights, load_text_weights
+from shotstream.training.weights import load_dit_weights, load_text_weights, trained_codec
 from shotstream.training.world import Story
 
 TEACHER = "teacher"
@@ -89,14 +89,13 @@ class RunChoice:
 
     @property
     def text(self) -> Path:
-        """The text encoder, which all stages share; in older runs the teacher's stage left it."""
-        early = self.run / TEACHER / "text.safetensors"
-        return early if early.is_file() else self.run / "text" / "text.safetensors"
+        """The text encoder, which all stages share."""
+        return self.run / "text" / "text.safetensors"
 
     @property
     def codec(self) -> Path:
         """The video codec, which all stages share."""
-        return self.run / "vae" / "vae.safetensors"
+        return trained_codec(self.run)
 
 
 def evaluate_run(choice: RunChoice, stories: int = 40, seed: int = 0, *, parts: Parts | None = None,

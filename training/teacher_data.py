@@ -94,9 +94,7 @@ def draw_sample(
     chosen = sorted(rng.choice(slots, min(phase.context, slots), replace=False).tolist())
     positions = (*chosen, *range(slots, slots + phase.frames))
     if shot == 0 or not phase.context or rng.random() < drawing.context_drop:
-        routing = route_frames([], phase.frames, 0, 1, context_frames=len(chosen) or 1, context_dropped=True)
-        if not chosen:
-            routing = Routing(routing.flags[1:], routing.captions[1:])
+        routing = Routing((0,) * len(chosen) + (1,) * phase.frames, (0,) * len(positions))
         empty = target.new_zeros(len(chosen), *target.shape[1:])
         captions = data.captions(story, [shot], wording)
         return Sample(target, empty, positions, routing, captions, text_dropped, parts)

@@ -26,6 +26,7 @@ from shotstream.runtime.text.tiny import TinyTextEncoder
 from shotstream.training import losses
 from shotstream.training.conditioning import Conditioning, route_frames
 from shotstream.training.latents import LatentStories
+from shotstream.training.objectives import target_flow
 from shotstream.training.optim import build_adamw, build_optimizer
 from shotstream.training.sampling import sample_teacher
 from shotstream.training.sheets import to_uint8, write_sheet
@@ -163,17 +164,15 @@ class TeacherStage:
         self._middle = output
 
     def _losses(self, batch: Batch, rows_NLD: Tensor, noise: Tensor, t_B: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        target, context = batch.target.to(self.device), batch.context.to(self.device)
-        count = context.shape[1]
-        z = torch.cat([context, self.schedule.add_noise(target, noise, t_B)], dim=1)
-        text_kv = self.model.embed_captions(rows_NLD)
-        flow = self.model(
-            z, t_B[:, None].expand(z.shape[:2]), text_kv, batch.rows.to(self.device), batch.positions.to(self.device),
-            batch.flags.to(self.device),
-        )[:, count:]  # fmt: skip
+        target = batch.target.to(self.device)
+        conditioning = Conditioning(
+            batch.context.to(self.device), rows_NLD, batch.flags.to(self.device), batch.rows.to(self.device),
+            batch.positions.to(self.device),
+        )  # fmt: skip
+        flow = target_flow(self.model, self.schedule.add_noise(target, noise, t_B), t_B, conditioning)
         found = {"flow": losses.flow_matching_loss(flow, target, noise, weight)}
         if self._middle is not None:
-            found["parts"] = self.parts(self._middle[:, count:], batch.parts.to(self.device))
+            found["parts"] = self.parts(self._middle[:, conditioning.context_frames :], batch.parts.to(self.device))
             self._middle = None
         return found
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shotstream.runtime.storyline import full_caption
 from shotstream.runtime.text.tiny import TinyTextConfig, TinyTextEncoder
 from shotstream.training.optim import build_optimizer
 from shotstream.training.trainer import Ema, LoopConfig
@@ -111,7 +112,7 @@ def draw_captions(
         else:
             whole, parts = story.global_caption, [story.shot_caption(k) for k in range(len(story.shots))]
         for k in range(len(story.shots)):
-            captions.append(f"{whole}shot{k}:{parts[k]}")
+            captions.append(full_caption(whole, k, parts[k]))
             rows.append(meanings(story, k, not free))
     slots = {slot: torch.tensor([row[slot] for row in rows[:count]]) for slot in rows[0]}
     return captions[:count], slots
@@ -146,14 +147,13 @@ def _never_drawn() -> Tensor:
 
 def reading_loss(logits: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
     """Sum over slots of the mean cross entropy of what is asked."""
-    total = torch.zeros(())
     logits = logits | {"color": logits["color"].masked_fill(_never_drawn().to(logits["color"].device), -1e4)}
-    for slot, target in targets.items():
-        if (target != NOT_ASKED).any():
-            total = total.to(target.device) + F.cross_entropy(
-                logits[slot].flatten(0, 1).float(), target.flatten(), ignore_index=NOT_ASKED
-            )
-    return total
+    parts = [
+        F.cross_entropy(logits[slot].flatten(0, 1).float(), target.flatten(), ignore_index=NOT_ASKED)
+        for slot, target in targets.items()
+        if (target != NOT_ASKED).any()
+    ]
+    return torch.stack(parts).sum()
 
 
 class TextStage:

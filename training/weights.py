@@ -46,6 +46,12 @@ def _read(path: Path, made_by: str) -> tuple[dict[str, Tensor], str]:
     return tensors, config
 
 
+def trained_codec(run: Path) -> Path:
+    """The codec of a run's folder as it is shipped: with the decoder that was trained further, if there is one."""
+    further = run / "decoder" / "vae.safetensors"
+    return further if further.exists() else run / "vae" / "vae.safetensors"
+
+
 def load_dit_weights(path: Path, made_by: str) -> Transformer:
     """A transformer written by the stage ``made_by``."""
     tensors, config = _read(path, made_by)

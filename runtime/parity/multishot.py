@@ -19,7 +19,7 @@ from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.parity.report import FLOAT32, CaseGroup, Row, Skip, compare_all, compare_equal
 from shotstream.runtime.parity.student import Recorder, compare_calls, conditions_of
 from shotstream.runtime.parity.vectors import VectorFile
-from shotstream.runtime.story import full_caption
+from shotstream.runtime.storyline import full_caption
 
 
 class ToyVae:

@@ -36,7 +36,7 @@ Shown = Callable[[Story, int], tuple[Story, int]]
 @pytest.fixture(autouse=True)
 def everything_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a shot can show is the oracle's knowledge, and tested there."""
-    monkeypatch.setattr(evaluation, "unseen_in", lambda story, k, frames: frozenset())
+    monkeypatch.setattr(evaluation, "unseen", lambda story, k, frames: frozenset())
 
 
 class Films:
@@ -171,7 +171,7 @@ def test_what_a_shot_cannot_show_is_not_asked(monkeypatch: pytest.MonkeyPatch) -
     films = Films()
     everything = run(films.play(wrong_colors), films).pooled("model").scores
     monkeypatch.setattr(
-        evaluation, "unseen_in", lambda story, k, frames: frozenset((c.species, "color") for c in story.characters)
+        evaluation, "unseen", lambda story, k, frames: frozenset((c.species, "color") for c in story.characters)
     )
     films = Films()
     scores = run(films.play(wrong_colors), films).pooled("model").scores

@@ -41,7 +41,7 @@ TEXT = TinyTextConfig(dim=32, heads=2, layers=1, buckets=64)
 @pytest.fixture(autouse=True)
 def everything_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a shot can show is the oracle's knowledge, and tested there."""
-    monkeypatch.setattr(evaluation, "unseen_in", lambda story, k, frames: frozenset())
+    monkeypatch.setattr(evaluation, "unseen", lambda story, k, frames: frozenset())
 
 
 def miniature() -> tuple[Transformer, TinyTextEncoder, TinyVAE]:
