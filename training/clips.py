@@ -14,13 +14,20 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from shotstream.training.world import render_shot, sample_held_out_story, sample_story
 
 Clip = NDArray[np.uint8]
 ClipSource = Callable[[int, int, int, int], Clip]
 """(seed, frames, height, width) -> uint8 [frames, height, width, 3]; a module-level function, equal for equal seeds."""
+
+
+def to_pixels(clips: Clip) -> Tensor:
+    """uint8 [B, T, H, W, 3] -> float [B, T, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(clips)).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
 
 
 def world_clip(seed: int, frames: int, height: int, width: int) -> Clip:

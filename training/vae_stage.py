@@ -20,19 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from shotstream.runtime.decoders.tiny_vae import TIME_FACTOR, TinyVAE, TinyVAEConfig, fold_time
 from shotstream.runtime.errors import UserError
-from shotstream.training.clips import Clip, ClipPool, ClipSource, PoolConfig, held_out_clip, world_clip
+from shotstream.training.clips import Clip, ClipPool, ClipSource, PoolConfig, held_out_clip, to_pixels, world_clip
 from shotstream.training.curves import write_curves
 from shotstream.training.optim import MuonAdamW, build_optimizer
+from shotstream.training.vae_checks import Statistics, clip_psnr, measure_latents, sample_sheet
 
 logger = logging.getLogger(__name__)
 
 _VALIDATION_SEED = 1_000_000_000
-_STATISTICS_SEED = 2_000_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +68,13 @@ class VAERecipe:
     evaluate_every: int = 250
     sheet_every: int = 500
     held_out_clips: int = 12
-    statistics_clips: int = 96
+    statistics: Statistics = dataclasses.field(default_factory=Statistics)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> VAERecipe:
         """A recipe from plain yaml or json values; UserError for a name that does not exist."""
         values = dict(fields)
-        for part, kind in (("vae", TinyVAEConfig), ("pool", PoolConfig)):
+        for part, kind in (("vae", TinyVAEConfig), ("pool", PoolConfig), ("statistics", Statistics)):
             if isinstance(values.get(part), Mapping):
                 values[part] = _build(kind, values[part], f"{part}.")
         return _build(cls, values, "")
@@ -95,11 +94,6 @@ def _build(kind: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
 
 
 # --- what a step is made of ----------------------------------------------------------------------------------------
-
-
-def to_pixels(clips: Clip) -> Tensor:
-    """uint8 [B, T, H, W, 3] -> float [B, T, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(clips)).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
 
 
 def draw_crops(clips: Clip, recipe: VAERecipe, generator: torch.Generator) -> Tensor:
@@ -193,51 +187,6 @@ def start_at_pca(vae: TinyVAE, clips: Clip) -> float:
     decoder.weight.copy_(paint[:, :, None, None])
     decoder.bias.copy_(full_mean)
     return -10 * math.log10(float(((z @ paint.T + full_mean - full) ** 2).mean()) / 4)
-
-
-# --- looking at it -------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def round_trip(vae: TinyVAE, clip: Clip, bfloat16: bool = False) -> Tensor:
-    """One clip [T, H, W, 3] through the codec as a player would see it: [T, 3, H, W] in [-1, 1]."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        return vae.decode(vae.encode(to_pixels(clip[None])))[0].float()
-
-
-def clip_psnr(vae: TinyVAE, clips: Clip, bfloat16: bool = False) -> list[float]:
-    """PSNR in dB of every clip's round trip, over all its pixels."""
-    values = []
-    for clip in clips:
-        error = ((round_trip(vae, clip, bfloat16) - to_pixels(clip[None])[0]) ** 2).mean()
-        values.append(-10 * math.log10(float(error) / 4 + 1e-10))
-    return values
-
-
-def sample_sheet(vae: TinyVAE, clips: Clip, path: Path, rows: int = 6, scale: int = 2) -> None:
-    """A png with one row per clip: an early and the last frame, each as original | reconstruction."""
-    lines = []
-    for clip in clips[:rows]:
-        made = ((round_trip(vae, clip) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        cells = [image for t in (1, len(clip) - 1) for image in (clip[t], made[t])]
-        lines.append(np.concatenate(cells, 1))
-    sheet = np.concatenate(lines, 0).repeat(scale, 0).repeat(scale, 1)
-    Image.fromarray(sheet).save(path)
-
-
-@torch.no_grad()
-def measure_latents(vae: TinyVAE, source: ClipSource, recipe: VAERecipe, frames: int = 33) -> None:
-    """Set the buffers `mean` and `std` from clips as long as the shots that the model is trained on."""
-    vae.mean.zero_()
-    vae.std.fill_(1.0)
-    latents = []
-    for n in range(recipe.statistics_clips):
-        clip = source(_STATISTICS_SEED + n, frames, recipe.pool.height, recipe.pool.width)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
-            latents.append(vae.encode(to_pixels(clip[None])).float())
-    z = torch.cat(latents)
-    vae.mean.copy_(z.mean((0, 1, 3, 4)))
-    vae.std.copy_(z.std((0, 1, 3, 4)))
 
 
 # --- the stage -----------------------------------------------------------------------------------------------------
@@ -368,7 +317,7 @@ def run_vae_stage(
             run.elapsed_s += time.monotonic() - started
             _look(run, float(loss.detach()), held_out)
     if not recipe.start:
-        measure_latents(run.vae, source, recipe)
+        measure_latents(run.vae, source, recipe.statistics, recipe.bfloat16)
     psnr = clip_psnr(run.vae, held_out)
     run.log(psnr=float(np.mean(psnr)), psnr_min=min(psnr))
     sample_sheet(run.vae, held_out, out / "sheet_final.png")

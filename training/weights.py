@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.model.state_dicts import FORMAT, content_hash, write_safetensors
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.text.tiny import TinyTextConfig, TinyTextEncoder
 
@@ -19,15 +18,8 @@ from shotstream.runtime.text.tiny import TinyTextConfig, TinyTextEncoder
 def save_weights(module: nn.Module, config_json: str, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a module's state dict in ``dtype`` with its configuration; atomic."""
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
-    digest = hashlib.sha256()
-    for key in sorted(tensors):
-        digest.update(key.encode())
-        digest.update(tensors[key].view(torch.uint8).numpy().tobytes())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    metadata = {"format": "shotstream", "config": config_json, "sha256": digest.hexdigest()}
-    save_file(tensors, scratch, metadata=metadata)
-    scratch.replace(path)
+    metadata = {"format": FORMAT, "config": config_json, "sha256": content_hash(tensors)}
+    write_safetensors(path, tensors, metadata)
 
 
 def _read(path: Path, made_by: str) -> tuple[dict[str, Tensor], str]:

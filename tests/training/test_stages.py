@@ -20,6 +20,7 @@ from shotstream.training.recipe import Recipe, build, explain, load_recipe
 from shotstream.training.teacher_stage import Phase, TeacherRecipe, TeacherStage
 from shotstream.training.text_stage import TextRecipe
 from shotstream.training.trainer import LoopConfig, lr_factor, run_stage
+from shotstream.training.weights import save_weights
 
 MODEL = DiTConfig(dim=32, heads=2, ffn_dim=64, layers=2, channels=32, text_len=48, text_dim=32, shift=3.0)
 TEXT = TinyTextConfig(dim=32, heads=2, layers=1, buckets=64)
@@ -69,6 +70,15 @@ def test_a_killed_teacher_goes_on_to_exactly_the_same_weights(run: Path, tmp_pat
     run_stage(_Silent(resumed), loop, tmp_path)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_a_teacher_starts_from_the_weights_of_another_one(run: Path, tmp_path: Path) -> None:
+    first = teacher(run)
+    first.step(0, 1.0)
+    save_weights(first.model, first.model.config.to_json(), tmp_path / "dit.safetensors")
+    second = teacher(run, replace(TEACHER, init=str(tmp_path / "dit.safetensors")))
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
 
 
 def test_all_stages_run_in_order_and_leave_weights_that_the_runtime_plays(run: Path) -> None:

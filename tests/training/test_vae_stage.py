@@ -15,15 +15,14 @@ from safetensors.torch import load_file
 
 from shotstream.runtime.decoders.tiny_vae import TinyVAE, TinyVAEConfig
 from shotstream.runtime.errors import UserError
-from shotstream.training.clips import Clip, ClipPool, PoolConfig, held_out_clip, world_clip
+from shotstream.training.clips import Clip, ClipPool, PoolConfig, held_out_clip, to_pixels, world_clip
+from shotstream.training.vae_checks import Statistics, clip_psnr, latent_importance, measure_latents
 from shotstream.training.vae_stage import (
     VAERecipe,
-    clip_psnr,
     lr_factor,
     motion_weight,
     run_vae_stage,
     start_at_pca,
-    to_pixels,
 )
 
 RECIPE = VAERecipe(
@@ -40,7 +39,7 @@ RECIPE = VAERecipe(
     evaluate_every=3,
     sheet_every=6,
     held_out_clips=2,
-    statistics_clips=3,
+    statistics=Statistics(clips=3, frames=9, height=32, width=64, importance_clips=2),
 )
 
 
@@ -176,3 +175,26 @@ def test_a_worker_that_died_is_an_error_not_a_wait() -> None:
 def test_held_out_clips_are_not_training_clips() -> None:
     assert held_out_clip(0, 2, 80, 128).shape == (2, 80, 128, 3)
     assert not np.array_equal(held_out_clip(0, 2, 80, 128), world_clip(0, 2, 80, 128))
+
+
+def test_a_channel_weighs_what_a_player_sees_of_it() -> None:
+    torch.manual_seed(0)
+    vae = TinyVAE(RECIPE.vae)
+    z = torch.randn(1, 2, 4, 4, 8)
+    with torch.no_grad():
+        vae.decoder.linear.weight[:, 1] *= 20
+    share = latent_importance(vae, z)
+    assert share.mean() == pytest.approx(1)
+    assert share.argmax() == 1
+
+
+def test_the_channel_that_shows_most_has_the_largest_latents() -> None:
+    torch.manual_seed(0)
+    vae = TinyVAE(RECIPE.vae)
+    with torch.no_grad():
+        vae.decoder.linear.weight[:, 2] *= 20
+    measure_latents(vae, sliding_box, RECIPE.statistics, bfloat16=False)
+    clips = np.stack([sliding_box(2_000_000_000 + n, 9, 32, 64) for n in range(3)])
+    spread = vae.encode(to_pixels(clips)).std((0, 1, 3, 4))
+    assert spread.argmax() == 2
+    assert spread[2] > 1.2 > 1 > spread.min()

@@ -1,0 +1,97 @@
+"""What a codec is worth and how its latents spread: round trips, PSNR, sheets, and the scale of every latent channel.
+
+Training it is `shotstream.training.vae_stage`'s business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from shotstream.runtime.decoders.tiny_vae import TinyVAE
+from shotstream.training.clips import Clip, ClipSource, to_pixels
+
+_STATISTICS_SEED = 2_000_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """From what the scale of latents is measured: ``clips`` clips of ``frames`` frames, as long as the shots that the
+    model is trained on; ``importance_clips`` of them for each channel's share in the picture.
+    """
+
+    clips: int = 96
+    frames: int = 33
+    height: int = 160
+    width: int = 256
+    importance_clips: int = 6
+    importance_power: float = 0.4
+
+
+
+@torch.no_grad()
+def round_trip(vae: TinyVAE, clip: Clip, bfloat16: bool = False) -> Tensor:
+    """One clip [T, H, W, 3] through the codec as a player would see it: [T, 3, H, W] in [-1, 1]."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        return vae.decode(vae.encode(to_pixels(clip[None])))[0].float()
+
+
+def clip_psnr(vae: TinyVAE, clips: Clip, bfloat16: bool = False) -> list[float]:
+    """PSNR in dB of every clip's round trip, over all its pixels."""
+    values = []
+    for clip in clips:
+        error = ((round_trip(vae, clip, bfloat16) - to_pixels(clip[None])[0]) ** 2).mean()
+        values.append(-10 * math.log10(float(error) / 4 + 1e-10))
+    return values
+
+
+def sample_sheet(vae: TinyVAE, clips: Clip, path: Path, rows: int = 6, scale: int = 2) -> None:
+    """A png with one row per clip: an early and the last frame, each as original | reconstruction."""
+    lines = []
+    for clip in clips[:rows]:
+        made = ((round_trip(vae, clip) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        cells = [image for t in (1, len(clip) - 1) for image in (clip[t], made[t])]
+        lines.append(np.concatenate(cells, 1))
+    sheet = np.concatenate(lines, 0).repeat(scale, 0).repeat(scale, 1)
+    Image.fromarray(sheet).save(path)
+
+
+@torch.no_grad()
+def measure_latents(vae: TinyVAE, source: ClipSource, statistics: Statistics, bfloat16: bool) -> None:
+    """Set the buffers `mean` and `std` from clips as long as the shots that the model is trained on.
+
+    The standard deviation is then divided by a power of the channel's share in the picture: what a player
+    sees stands out of the noise first, and a model's loss weighs it more.
+    """
+    vae.mean.zero_()
+    vae.std.fill_(1.0)
+    latents = []
+    for n in range(statistics.clips):
+        clip = source(_STATISTICS_SEED + n, statistics.frames, statistics.height, statistics.width)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            latents.append(vae.encode(to_pixels(clip[None])).float())
+    z = torch.cat(latents)
+    vae.mean.copy_(z.mean((0, 1, 3, 4)))
+    vae.std.copy_(z.std((0, 1, 3, 4)))
+    some = (z[: statistics.importance_clips] - vae.mean[:, None, None]) / vae.std[:, None, None]
+    vae.std.div_(latent_importance(vae, some, _STATISTICS_SEED) ** statistics.importance_power)
+
+
+@torch.no_grad()
+def latent_importance(vae: TinyVAE, z_BFCHW: Tensor, seed: int = 0) -> Tensor:
+    """[C], mean 1: how much squared error of pixels the same small noise causes in each channel of these latents."""
+    generator = torch.Generator().manual_seed(seed)
+    clean = vae.decode(z_BFCHW)
+    errors = []
+    for channel in range(z_BFCHW.shape[2]):
+        noisy = z_BFCHW.clone()
+        noisy[:, :, channel] += 0.3 * torch.randn(noisy[:, :, channel].shape, generator=generator)
+        errors.append(((vae.decode(noisy) - clean) ** 2).mean())
+    found = torch.stack(errors)
+    return found / found.mean()
