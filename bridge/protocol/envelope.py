@@ -1,0 +1,86 @@
+"""From messages to parts and back: ``[MAGIC, header, payload*]``, the header one MessagePack map.
+
+Decoding never raises anything but :class:`BadMessage`, whatever the bytes are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from shotstream.bridge.protocol.limits import MAGIC
+from shotstream.bridge.protocol.messages import ClientMessage, FromClient, FromServer, ServerMessage
+
+Part: TypeAlias = bytes | bytearray | memoryview
+
+_encoder = msgspec.msgpack.Encoder()
+_from_client = msgspec.msgpack.Decoder(FromClient)
+_from_server = msgspec.msgpack.Decoder(FromServer)
+
+
+class _Peek(msgspec.Struct):
+    """The parts of a header that an error names, read leniently."""
+
+    t: str = ""
+    id: int = 0
+    session: str = ""
+
+
+_peek = msgspec.msgpack.Decoder(_Peek)
+
+
+class BadMessage(Exception):
+    """What came is no message. ``code`` is one of the protocol's; ``re`` and ``session`` are 0 and "" where the header
+    did not get so far."""
+
+    def __init__(self, code: str, message: str, re: int = 0, session: str = "") -> None:
+        super().__init__(message)
+        self.code, self.re, self.session = code, re, session
+
+
+def pack(message: ClientMessage | ServerMessage) -> bytes:
+    """The header of a message."""
+    return _encoder.encode(message)
+
+
+def unpack_client(parts: Sequence[Part], header_bytes: int, part_bytes: int, most_parts: int = 8) -> FromClient:
+    """The message in ``parts`` (identity taken off), as a server reads it; sizes are checked before anything else."""
+    header = _header(parts, header_bytes, part_bytes, most_parts)
+    try:
+        return _from_client.decode(header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _explain(header, error) from None
+
+
+def unpack_server(parts: Sequence[Part]) -> FromServer:
+    """The message in ``parts``, as a client reads it. Raises `BadMessage` with ``unknown_type`` for newer messages."""
+    header = _header(parts, BIG, BIG, 64)
+    try:
+        return _from_server.decode(header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _explain(header, error) from None
+
+
+BIG = 2**40
+"""Sizes that a client does not bound: it trusts the server it chose."""
+
+
+def _header(parts: Sequence[Part], header_bytes: int, part_bytes: int, most_parts: int) -> Part:
+    if len(parts) < 2 or bytes(parts[0][: len(MAGIC) + 1]) != MAGIC:
+        raise BadMessage("bad_envelope", f"a message is {MAGIC.decode()}, a header, and a payload where it has one")
+    if len(parts) > most_parts or len(parts[1]) > header_bytes or any(len(p) > part_bytes for p in parts[2:]):
+        raise BadMessage("bad_envelope", "more or larger parts than welcome.limits allows")
+    return parts[1]
+
+
+def _explain(header: Part, error: Exception) -> BadMessage:
+    """The same fault in the protocol's words: an unknown type is no bad message."""
+    try:
+        seen = _peek.decode(header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return BadMessage("bad_message", f"the header cannot be read: {error}")
+    if isinstance(error, msgspec.ValidationError) and "Invalid value" in str(error) and str(error).endswith("`$.t`"):
+        return BadMessage("unknown_type", f"there is no message of type {seen.t[:64]!r}", seen.id, seen.session)
+    return BadMessage("bad_message", f"{seen.t[:64] or 'message'}: {error}", max(0, seen.id), seen.session)
