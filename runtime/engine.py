@@ -1,13 +1,13 @@
 """Engines: the only place that knows how the steps of a shot are executed. They know tensors and caches, no captions.
 
 An engine serves any number of sessions; what belongs to one session is its `ShotState`, allocated once and reused from
-shot to shot. `EagerEngine` calls the torch model directly; engines of other rooms implement the same four calls.
+shot to shot. `EagerEngine` calls the torch model directly; engines of other rooms implement the same calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +36,10 @@ class ShotContext:
 
 
 class Engine(Protocol):
-    """Executes a shot: `begin_shot`, then `denoise` for every chunk, with `clean` between a chunk and the next."""
+    """Executes a shot: `begin_shot`, then `denoise` for every chunk, with `clean` between a chunk and the next.
+
+    `recaption` takes the place of a `clean` when the caption has changed meanwhile.
+    """
 
     config: DiTConfig
 
@@ -55,12 +58,25 @@ class Engine(Protocol):
     def denoise(self, state: Any, start_frame: int, noise_BFCHW: Tensor, renoise: Callable[[int], Tensor]) -> Tensor:
         """Return the clean latents of the chunk at latent frame `start_frame` of the shot.
 
-        `renoise(i)` is the fresh noise after step i (0-based); it is called once per step but the last, in order.
+        The tensor is not written to afterwards: the caller keeps it. `renoise(i)` is the fresh noise after step i
+        (0-based); it is called once per step but the last, in order, after the step was started. It raises to abandon
+        the chunk: let that through. The state may hold anything in this chunk's place then, nothing else may differ.
         """
         ...
 
     def clean(self, state: Any, start_frame: int, x0_BFCHW: Tensor) -> None:
         """Store the chunk's keys and values for the chunks after it; needless after a shot's last chunk."""
+        ...
+
+    def recaption(
+        self, state: Any, context: ShotContext | None, caption: Any, past: Sequence[tuple[int, Tensor]]
+    ) -> None:
+        """Let the running shot follow another caption: what is cached is made anew, as if it had been so all along.
+
+        past: (start_frame, clean latents) of the chunks whose keys and values the local cache is to hold, in order;
+        each sees those before it, and the newest need not have had its `clean`. context: what the global cache is made
+        from; None: it stays as it is, since its frames read captions of their own.
+        """
         ...
 
 
@@ -105,6 +121,7 @@ class EagerEngine:
 
     def begin_shot(self, state: ShotState, context: ShotContext, caption: TextKV) -> None:
         """Context pass: each context frame reads its own shot's caption."""
+        state.cache.dropped = 0
         device = self.device
         several = len(context.captions) > 1
         index = torch.tensor([list(context.caption_index)], device=device) if several else None
@@ -130,6 +147,20 @@ class EagerEngine:
         assert state.conditions is not None, "begin_shot comes first"
         keys = state.cache.chunk(start_frame)
         clean_pass(self.model, x0_BFCHW, start_frame, state.conditions, keys)
+
+    def recaption(
+        self, state: ShotState, context: ShotContext | None, caption: TextKV, past: Sequence[tuple[int, Tensor]]
+    ) -> None:
+        """The context pass if need be, and a clean pass per chunk."""
+        assert state.conditions is not None, "begin_shot comes first"
+        if context is not None:
+            self.begin_shot(state, context, caption)
+        state.conditions = replace(state.conditions, text_kv=caption)
+        # In a shot longer than the local cache, the oldest chunk left stands first and no longer sees what it saw.
+        sink = self.config.sink_frames
+        state.cache.dropped = next((start - sink for start, _ in past if start >= sink), 0)
+        for start_frame, x0_BFCHW in past:
+            self.clean(state, start_frame, x0_BFCHW)
 
 
 def _stack(captions: Sequence[TextKV]) -> TextKV:

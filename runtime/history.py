@@ -8,7 +8,7 @@ the session plays. Frames are kept as latents, each encoded alone (5.3). This fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from torch import Tensor
@@ -37,16 +37,26 @@ class PastShot:
 
     number: int
     caption: str
-    """The full caption it was made with: global caption, label, shot caption."""
+    """The full caption it was made with, at its end if it was steered: global caption, label, shot caption."""
     length: int
     """Pixel frames."""
     latents: dict[int, Tensor] = field(default_factory=dict)
     """Pixel frame inside the shot -> its latent [C, h, w]."""
+    earlier: dict[int, str] = field(default_factory=dict)
+    """Of a shot that was steered: frames from before -> the full caption they were made under, where it is another."""
+
+    def caption_of(self, frame: int) -> str:
+        """The full caption that a frame was made under, and is read with when it is context.
+
+        Per frame and not per shot: context frames are to read what they show, and often a shot's first frame is the
+        only one of it that is shown again, while the steer came after it.
+        """
+        return self.earlier.get(frame, self.caption)
 
 
 @dataclass(frozen=True)
 class ContextFrame:
-    """One frame of the next shot's context, with the number and caption of the shot it comes from."""
+    """One frame of the next shot's context, with the number of the shot it comes from and the caption it reads."""
 
     shot: int
     frame: int
@@ -63,8 +73,12 @@ class History:
 
     def copy(self) -> History:
         """An independent history that shares the latents, which are never written to."""
-        shots = (PastShot(s.number, s.caption, s.length, dict(s.latents)) for s in self.shots)
+        shots = (replace(s, latents=dict(s.latents), earlier=dict(s.earlier)) for s in self.shots)
         return History(self.budget, list(shots))
+
+    def captions(self) -> set[str]:
+        """Every full caption that a later shot's context may read."""
+        return {shot.caption_of(frame) for shot in self.shots for frame in shot.latents}
 
     def candidates(self, length: int) -> set[int]:
         """Frames of a running shot that can be picked if it ends after `length` pixel frames."""
@@ -79,11 +93,12 @@ class History:
         keep = reachable_frames([s.length for s in self.shots], self.budget)
         for index, past in enumerate(self.shots):
             past.latents = {frame: z for frame, z in past.latents.items() if (index, frame) in keep}
+            past.earlier = {frame: caption for frame, caption in past.earlier.items() if frame in past.latents}
 
     def context(self) -> list[ContextFrame]:
         """The next shot's context in sampling order; empty before the first shot has ended."""
         chosen = choose_context([s.length for s in self.shots], self.budget)
         return [
-            ContextFrame(past.number, frame, past.caption, past.latents[frame])
+            ContextFrame(past.number, frame, past.caption_of(frame), past.latents[frame])
             for past, frame in ((self.shots[index], frame) for index, frame in chosen)
         ]

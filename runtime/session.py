@@ -8,80 +8,36 @@ chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from shotstream.runtime import snapshot as snapshots
+from shotstream.runtime.captions import EmbeddedCaptions
+from shotstream.runtime.chunk import Chunk, ChunkCancelled, to_bytes
 from shotstream.runtime.engine import ShotContext
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.heap import give_back_free_memory
-from shotstream.runtime.history import ContextFrame, History, PastShot
+from shotstream.runtime.history import ContextFrame, History
 from shotstream.runtime.noise import START, NoiseSource
+from shotstream.runtime.shot import RunningShot
 from shotstream.runtime.storyline import full_caption
-from shotstream.runtime.timing import Stopwatch, Timings
+from shotstream.runtime.timing import Stopwatch
 
 if TYPE_CHECKING:
     from shotstream.runtime.runtime import Runtime
 
 MAX_CHUNKS = 100
-_FRAMES_PER_LATENT = 4
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Finished frames, in the order in which they are shown."""
-
-    frames: npt.NDArray[np.uint8]
-    """[F, H, W, 3], 0..255."""
-    shot: int
-    """Zero-based, over the whole session."""
-    chunk: int
-    """Zero-based, inside the shot."""
-    first_frame: int
-    """Number of the first frame, zero-based, over the whole session."""
-    caption: str
-    """The caption of the shot as given, without the global caption."""
-    last: bool
-    """True if the shot ends here as planned; a cut may end it earlier."""
-    timings: Timings
-
-
-@dataclass
-class _Shot:
-    """The running shot, or the one that is to begin."""
-
-    caption: str
-    full_caption: str
-    global_caption: str
-    number: int
-    chunks: int
-    text_kv: Any
-    made: int = 0
-    frames: int = 0
-    stream: Any = None
-    uncommitted: Tensor | None = None
-    """Latents of the newest chunk, as long as its clean pass has not been run."""
-    pixels: dict[int, Tensor] = field(default_factory=dict)
-    """Frame -> float pixels [3, H, W], for frames that may become context and are not encoded yet."""
-    latents: dict[int, Tensor] = field(default_factory=dict)
-    """Frame -> latent [C, h, w], for those that are."""
-
-    @property
-    def over(self) -> bool:
-        return self.made >= self.chunks
 
 
 class Session:
     """One film. Open it with `Runtime.open`; sessions of one runtime do not influence each other.
 
-    `cut` or `begin_shot` says what comes next, `chunks` (or `next_chunk`) makes it. Not for use by several threads
-    at once.
+    `cut` or `begin_shot` says what comes next, `steer` what the running shot is to show from now on, `chunks` (or
+    `next_chunk`) makes it. Not for use by several threads at once.
     """
 
     def __init__(self, runtime: Runtime, seed: int, global_caption: str, *, history: History | None = None) -> None:
@@ -96,10 +52,10 @@ class Session:
         self._history = history or History(parts.config.context_frames)
         self._state = runtime.take_state()
         self._watch = Stopwatch(runtime.device)
-        self._text_kv: dict[str, Any] = {}
-        self._running: _Shot | None = None
-        self._next: _Shot | None = None
-        self._ended: _Shot | None = None
+        self._captions = EmbeddedCaptions(parts, runtime.engine, self._watch)
+        self._running: RunningShot | None = None
+        self._next: RunningShot | None = None
+        self._ended: RunningShot | None = None
         """Over, but its candidate frames are not in the history yet."""
         self._closed = False
 
@@ -129,11 +85,27 @@ class Session:
         """
         self._check_open()
         self._next = self._plan(caption, chunks, global_caption)
-        if self._running is not None and self._running.made:
-            self._running.chunks = self._running.made
+        shot = self._running
+        if shot is not None and (shot.made or shot.abandoned):
+            shot.chunks = shot.made
             self._end_running()
-        elif self._running is not None:  # begun, but without a frame yet: it shows one chunk
-            self._running.chunks = 1
+        elif shot is not None:  # begun, but without a frame yet: it shows one chunk
+            shot.chunks = 1
+
+    def steer(self, caption: str) -> None:
+        """Let the running shot follow another caption from its next chunk on, without a cut.
+
+        What the shot has shown stays: its cached keys and values are made anew from its clean latents as if they had
+        been made under this caption (LongLive's recache), when the next chunk is asked for or at `settle`. Raises
+        UserError where no shot is running and for an empty or too long caption; the session is then as before.
+        """
+        self._check_open()
+        shot = self._running
+        if shot is None or shot.over:
+            raise UserError("no shot is running that could be steered; cut to the next one instead")
+        full, text_kv = self._read(caption, shot.global_caption, shot.number)
+        shot.caption, shot.full_caption, shot.text_kv = caption, full, text_kv
+        self._drop_unused_text()
 
     def begin_shot(self, caption: str, chunks: int | None = None, *, global_caption: str | None = None) -> None:
         """As `cut`, for callers that let every shot play to its end: raises UserError while one is running."""
@@ -171,17 +143,26 @@ class Session:
             yield chunk
 
     @torch.inference_mode()
-    def next_chunk(self) -> Chunk | None:
-        """Make one chunk: 9 frames at a shot's start, 12 later; None when no shot is running or waiting."""
+    def next_chunk(self, stop: Callable[[], bool] | None = None) -> Chunk | None:
+        """Make one chunk: 9 frames at a shot's start, 12 later; None when no shot is running or waiting.
+
+        stop: asked before each piece of work (what the last chunk left behind, a context pass, every denoising step,
+        decoding); it must not call the session. Once it says True the chunk is abandoned and ChunkCancelled raised:
+        asking again makes the very same chunk, and a cut begins the next shot after the chunks that were finished.
+        """
         self._check_open()
+        self._heed(stop)
         self.settle()
-        shot = self._running or self._begin_next()
+        shot = self._running or self._begin_next(stop)
         if shot is None:
             return None
-        latents, pixels_FCHW = self._make(shot)
-        shot.uncommitted = latents
+        try:
+            latents, pixels_FCHW = self._make(shot, stop)
+        except ChunkCancelled:
+            shot.abandoned = True
+            raise
         chunk = Chunk(
-            frames=_to_bytes(pixels_FCHW),
+            frames=to_bytes(pixels_FCHW),
             shot=shot.number,
             chunk=shot.made,
             first_frame=self.frames_made,
@@ -189,8 +170,7 @@ class Session:
             last=shot.made + 1 >= shot.chunks,
             timings=self._watch.read(),
         )
-        self._keep_candidates(shot, pixels_FCHW)
-        shot.made += 1
+        shot.take(latents, pixels_FCHW, self._history)
         self.frames_made += len(chunk.frames)
         self.runtime.registry.call_hook("on_chunk", self, chunk)
         # A hook may have cut or closed; only a shot that is still the running one can end here.
@@ -200,9 +180,10 @@ class Session:
 
     @torch.inference_mode()
     def settle(self) -> None:
-        """Do the work that the last chunk left behind: its clean pass, and encoding frames that may become context.
+        """Do the work that is left behind: the last chunk's clean pass, and encoding frames that may become context.
 
-        `next_chunk` does it by itself; call it while a player is busy, and the next chunk comes sooner.
+        After a steer all that the caches hold of the shot is made anew. `next_chunk` does it by itself; call it while
+        a player is busy, and the next chunk comes sooner.
         """
         if self._ended is not None:
             self._remember(self._ended)
@@ -210,11 +191,13 @@ class Session:
         shot = self._running
         if shot is None:
             return
-        if shot.uncommitted is not None:
+        if shot.cached_caption != shot.full_caption:
+            self._recaption(shot)
+        elif shot.unclean:
             with self._watch.lap("clean"):
-                self.runtime.engine.clean(self._state, self._start_frame(shot, shot.made - 1), shot.uncommitted)
-            shot.uncommitted = None
-        self._encode(shot, self._candidates(shot, shot.chunks))
+                self.runtime.engine.clean(self._state, *shot.past[-1])
+        shot.unclean = False
+        self._encode(shot, shot.candidates(self._history, shot.chunks))
 
     # -------------------------------------------------------------------------------- keeping and copying
     def snapshot(self) -> bytes:
@@ -223,13 +206,33 @@ class Session:
         Only between shots: raises UserError while a shot is running or waiting.
         """
         self._check_boundary("a snapshot is taken")
-        return snapshots.pack(self._saved())
+        self.settle()
+        return snapshots.pack(self._saved(self._history))
 
-    def fork(self) -> Session:
-        """An independent session that continues from here with the same seed: it differs by what it is told."""
-        self._check_boundary("a fork is taken")
-        twin = self.runtime.resume(replace(self._saved(), history=self._history.copy()))
-        twin._text_kv.update(self._text_kv)
+    @torch.inference_mode()
+    def fork(self, *, mid_shot: bool = False) -> Session:
+        """An independent session that continues from here with the same seed: it differs by what it is told.
+
+        Between shots only, unless `mid_shot`: then the fork is as if `end_shot` had been called here, while this
+        session's shot goes on. Its first chunk can so be made ahead, for when the shot does end with this chunk. A
+        fork has caches of its own; close it when it is not wanted any more.
+        """
+        if not mid_shot:
+            self._check_boundary("a fork is taken")
+        self._check_open()
+        shot = self._running
+        if shot is None:
+            self.settle()
+        history = self._history.copy()
+        if shot is not None and shot.made:
+            # Encoding early does not show in the running shot: frames are encoded one by one, whenever that is.
+            self._encode(shot, history.candidates(shot.frames))
+            history.add(shot.as_past(history))
+        saved = self._saved(history)
+        if shot is not None and not shot.made:
+            saved = replace(saved, shots_begun=shot.number)
+        twin = self.runtime.resume(saved)
+        self._captions.share_with(twin._captions)
         return twin
 
     def close(self) -> None:
@@ -248,53 +251,63 @@ class Session:
         self.close()
 
     # -------------------------------------------------------------------------------- inside
-    def _plan(self, caption: str, chunks: int | None, global_caption: str | None) -> _Shot:
+    def _plan(self, caption: str, chunks: int | None, global_caption: str | None) -> RunningShot:
         """Check and embed a caption: all that can be wrong with a shot shows here, before anything changes."""
         parts = self.runtime.parts
         chunks = parts.default_chunks if chunks is None else chunks
         if isinstance(chunks, bool) or not isinstance(chunks, int) or not 1 <= chunks <= MAX_CHUNKS:
             raise UserError(f"a shot has 1 to {MAX_CHUNKS} chunks, not {chunks!r}")
-        if not isinstance(caption, str) or not caption.strip():
-            raise UserError("the caption of a shot is empty; say what it shows")
         if global_caption is None:  # a shot that was planned but has not begun may have brought a new one
             global_caption = self.global_caption if self._next is None else self._next.global_caption
-        full = full_caption(global_caption, self.shots_begun - self.memory_begins, caption)
-        return _Shot(caption, full, global_caption, self.shots_begun, chunks, self._embed(full))
+        shot = self._running
+        # A shot whose first chunk was cancelled is never seen: the new one takes its number.
+        number = shot.number if shot is not None and shot.abandoned and not shot.made else self.shots_begun
+        full, text_kv = self._read(caption, global_caption, number)
+        return RunningShot(parts.config, caption, full, global_caption, number, chunks, text_kv)
 
-    def _embed(self, full: str) -> Any:
-        """Embedded caption, from the cache of captions that are still in use or freshly encoded."""
-        if full in self._text_kv:
-            return self._text_kv[full]
-        parts = self.runtime.parts
-        count, limit = parts.text.tokens(full), parts.config.text_len
-        if count > limit:
-            raise UserError(
-                f"the caption needs {count} tokens together with the global caption, but this model reads at most "
-                f"{limit}; shorten one of them"
-            )
-        with torch.inference_mode(), self._watch.lap("text"):
-            # One caption at a time: the result then never depends on which others are encoded with it.
-            self._text_kv[full] = self.runtime.engine.embed_caption(parts.text.encode([full]))
-        return self._text_kv[full]
+    def _read(self, caption: str, global_caption: str, number: int) -> tuple[str, Any]:
+        """The full caption of a shot, and what the engine reads for it; UserError if it is empty or too long."""
+        if not isinstance(caption, str) or not caption.strip():
+            raise UserError("the caption of a shot is empty; say what it shows")
+        full = full_caption(global_caption, number - self.memory_begins, caption)
+        return full, self._captions.read(full)
 
-    def _begin_next(self) -> _Shot | None:
+    def _drop_unused_text(self) -> None:
+        """Forget embedded captions that neither a shot nor the context of a later one reads any more."""
+        in_use = self._history.captions()
+        for shot in (self._running, self._next):
+            in_use |= {shot.full_caption, *shot.captions.values()} if shot is not None else set()
+        self._captions.keep(in_use)
+
+    def _heed(self, stop: Callable[[], bool] | None) -> None:
+        """Raise ChunkCancelled if the caller wants no more of this chunk."""
+        if stop is None:
+            return
+        if self.runtime.device.type == "cuda":
+            # Steps are only queued up so far: without waiting for them, every question would come before all work.
+            torch.cuda.current_stream(self.runtime.device).synchronize()
+        if stop():
+            raise ChunkCancelled("the chunk was cancelled")
+
+    def _begin_next(self, stop: Callable[[], bool] | None) -> RunningShot | None:
         """Run the context pass of the waiting shot; return the shot that runs then."""
-        shot, self._next = self._next, None
-        if shot is None:
+        if self._next is None:
             return None
+        self._heed(stop)
+        shot, self._next = self._next, None
         context = self._shot_context(self._history.context(), shot)
         with self._watch.lap("context"):
             self.runtime.engine.begin_shot(self._state, context, shot.text_kv)
         shot.stream = self.runtime.parts.decoder.new_stream(1)
+        shot.cached_caption = shot.full_caption
         self._running = shot
         self.global_caption = shot.global_caption
         self.shots_begun = shot.number + 1
-        in_use = {past.caption for past in self._history.shots} | {shot.full_caption}
-        self._text_kv = {caption: kv for caption, kv in self._text_kv.items() if caption in in_use}
+        self._drop_unused_text()
         self.runtime.registry.call_hook("on_shot_begin", self, shot.number, shot.caption)
         return self._running  # a hook may have ended it
 
-    def _shot_context(self, frames: list[ContextFrame], shot: _Shot) -> ShotContext:
+    def _shot_context(self, frames: list[ContextFrame], shot: RunningShot) -> ShotContext:
         """Context latents with flags and captions; six null frames for the first shot."""
         count = self.runtime.parts.config.context_frames
         if not frames:
@@ -305,44 +318,40 @@ class Session:
         return ShotContext(
             latents_FCHW=torch.stack([frame.latent_CHW for frame in frames]),
             flags=[frame.shot - self.memory_begins for frame in frames],
-            captions=[self._embed(caption) for caption in captions],
+            captions=[self._captions.read(caption) for caption in captions],
             caption_index=[captions.index(frame.caption) for frame in frames],
         )
 
-    def _make(self, shot: _Shot) -> tuple[Tensor, Tensor]:
+    def _recaption(self, shot: RunningShot) -> None:
+        """Make the caches anew under the caption that the shot follows now."""
+        frames = self._history.context()
+        # Context frames read the captions they were made under. Only the null frames of a first shot, which show
+        # nothing, read the shot's own.
+        context = None if frames else self._shot_context(frames, shot)
+        with self._watch.lap("clean"):
+            self.runtime.engine.recaption(self._state, context, shot.text_kv, shot.past)
+        shot.cached_caption = shot.full_caption
+
+    def _make(self, shot: RunningShot, stop: Callable[[], bool] | None) -> tuple[Tensor, Tensor]:
         """Denoise and decode one chunk: latents [1, F, C, h, w] and pixels [f, 3, H, W] in [-1, 1]."""
         parts = self.runtime.parts
         shape = (1, parts.config.chunk_frames, *parts.latent_shape)
+
+        def renoise(step: int) -> Tensor:
+            noise = self._noise.draw(shot.number, shot.made, START + 1 + step, shape)
+            self._heed(stop)  # between two steps, whichever engine makes them
+            return noise
+
         with self._watch.lap("denoise"):
-            latents = self.runtime.engine.denoise(
-                self._state,
-                self._start_frame(shot, shot.made),
-                self._noise.draw(shot.number, shot.made, START, shape),
-                lambda step: self._noise.draw(shot.number, shot.made, START + 1 + step, shape),
-            )
+            noise = self._noise.draw(shot.number, shot.made, START, shape)
+            self._heed(stop)
+            latents = self.runtime.engine.denoise(self._state, shot.next_frame, noise, renoise)
+            self._heed(stop)  # decoding moves the stream on, so this is the last moment
         with self._watch.lap("decode"):
             pixels = parts.decoder.decode_chunk(latents, shot.stream)[0]
         return latents, pixels
 
-    def _keep_candidates(self, shot: _Shot, pixels_FCHW: Tensor) -> None:
-        """Keep those new frames that can be picked later, whichever chunk the shot ends with."""
-        first = shot.frames
-        shot.frames += len(pixels_FCHW)
-        wanted: set[int] = set()
-        for chunks in range(shot.made + 1, shot.chunks + 1):
-            wanted |= self._candidates(shot, chunks)
-        shot.pixels = {frame: pixels for frame, pixels in shot.pixels.items() if frame in wanted}
-        shot.latents = {frame: latent for frame, latent in shot.latents.items() if frame in wanted}
-        for frame in sorted(wanted):
-            if first <= frame < shot.frames:
-                shot.pixels[frame] = pixels_FCHW[frame - first].clone()
-
-    def _candidates(self, shot: _Shot, chunks: int) -> set[int]:
-        """Frames of a running shot that can be picked if it ends with this many chunks."""
-        latents = chunks * self.runtime.parts.config.chunk_frames
-        return self._history.candidates(1 + _FRAMES_PER_LATENT * (latents - 1))
-
-    def _encode(self, shot: _Shot, frames: set[int]) -> None:
+    def _encode(self, shot: RunningShot, frames: set[int]) -> None:
         """Encode each of these frames alone, as the reference does at the cut (5.3): float pixels, no rounding."""
         for frame in sorted(frames & shot.pixels.keys()):
             with self._watch.lap("encode"):
@@ -353,34 +362,29 @@ class Session:
         shot, self._running = self._running, None
         if shot is None:
             return
+        shot.past.clear()
         if shot.made:
             self._ended = shot
         else:  # never seen: the next shot takes its number
             self.shots_begun = shot.number
         self.runtime.registry.call_hook("on_shot_end", self, shot.number)
 
-    def _remember(self, shot: _Shot) -> None:
+    def _remember(self, shot: RunningShot) -> None:
         """Put a shot that is over into the history, with the frames that can still be picked."""
-        frames = self._history.candidates(shot.frames)
-        self._encode(shot, frames)
-        latents = {frame: shot.latents[frame] for frame in sorted(frames)}
-        self._history.add(PastShot(shot.number, shot.full_caption, shot.frames, latents))
+        self._encode(shot, self._history.candidates(shot.frames))
+        self._history.add(shot.as_past(self._history))
         if self.runtime.device.type == "cpu":
             shot.stream = None
             give_back_free_memory()
 
-    def _start_frame(self, shot: _Shot, chunk: int) -> int:
-        return chunk * self.runtime.parts.config.chunk_frames
-
-    def _saved(self) -> snapshots.SavedSession:
-        self.settle()
+    def _saved(self, history: History) -> snapshots.SavedSession:
         return snapshots.SavedSession(
             model=self.runtime.identity,
             seed=self.seed,
             global_caption=self.global_caption,
             shots_begun=self.shots_begun,
             frames_made=self.frames_made,
-            history=self._history,
+            history=history,
             memory_begins=self.memory_begins,
         )
 
@@ -392,9 +396,3 @@ class Session:
         self._check_open()
         if not self.at_boundary:
             raise UserError(f"{what} between shots; play the shot to its end or end it first")
-
-
-def _to_bytes(pixels_FCHW: Tensor) -> npt.NDArray[np.uint8]:
-    """Pixels in [-1, 1] to bytes [F, H, W, 3], on the host."""
-    scaled = (pixels_FCHW.float() * 0.5 + 0.5).clamp(0, 1) * 255
-    return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()

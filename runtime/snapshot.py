@@ -19,7 +19,8 @@ from shotstream.runtime.errors import UserError
 from shotstream.runtime.history import History, PastShot
 
 MAGIC = b"SHOTSNAP"
-VERSION = 2  # 2 adds memory_begins; snapshots of version 1 are read as well
+VERSION = 3  # 2 adds memory_begins, 3 the captions of steered shots; snapshots of versions 1 and 2 are read as well
+_UNSTEERED = 2  # what is written as long as it says everything, so that older versions of us can go on with it
 _PREFIX = struct.Struct("<8sIIQ")
 _DIGEST_BYTES = 32
 _MOST = 1 << 31
@@ -47,11 +48,12 @@ class SavedSession:
     """Number of the first shot that is remembered."""
 
 
-class _Shot(msgspec.Struct):
+class _Shot(msgspec.Struct, omit_defaults=True):
     number: int
     caption: str
     length: int
     frames: list[int]
+    earlier: dict[int, str] = {}
 
 
 class _Header(msgspec.Struct):
@@ -67,7 +69,8 @@ class _Header(msgspec.Struct):
 
 def pack(saved: SavedSession) -> bytes:
     """Serialise a session."""
-    shots = [_Shot(s.number, s.caption, s.length, sorted(s.latents)) for s in saved.history.shots]
+    shots = [_Shot(s.number, s.caption, s.length, sorted(s.latents), s.earlier) for s in saved.history.shots]
+    version = VERSION if any(shot.earlier for shot in shots) else _UNSTEERED
     header = msgspec.msgpack.encode(
         _Header(
             model=saved.model,
@@ -87,7 +90,7 @@ def pack(saved: SavedSession) -> bytes:
             for frame, latent in shot.latents.items()
         }
     )
-    body = _PREFIX.pack(MAGIC, VERSION, len(header), len(payload)) + header + payload
+    body = _PREFIX.pack(MAGIC, version, len(header), len(payload)) + header + payload
     return body + hashlib.sha256(body).digest()
 
 
@@ -103,7 +106,7 @@ def unpack(data: bytes, model: ModelIdentity, latent_shape: tuple[int, int, int]
         head = msgspec.msgpack.decode(header, type=_Header)
         tensors = safetensors.torch.load(payload)
         shots = [
-            PastShot(s.number, s.caption, s.length, {f: tensors[_key(s.number, f)] for f in s.frames})
+            PastShot(s.number, s.caption, s.length, {f: tensors[_key(s.number, f)] for f in s.frames}, s.earlier)
             for s in head.shots
         ]
     except (msgspec.MsgspecError, SafetensorError, KeyError, ValueError) as error:
@@ -170,6 +173,8 @@ def _check_content(head: _Header, history: History, latent_shape: tuple[int, int
     if numbers != list(range(oldest, head.shots_begun)):
         raise UserError("the snapshot is intact but its shot numbers make no sense")
     for shot in history.shots:
+        if not shot.earlier.keys() <= shot.latents.keys():
+            raise UserError("the snapshot is intact but its captions make no sense")
         for frame, latent in shot.latents.items():
             if tuple(latent.shape) != latent_shape or not latent.isfinite().all():
                 raise UserError(f"the snapshot's frame {frame} of shot {shot.number} does not fit this model")

@@ -18,9 +18,10 @@ import torch
 class Timings:
     """Seconds spent on behalf of one chunk.
 
-    `clean` and `encode` are work that the previous chunk left behind (its clean pass, the encoding of its candidate
-    frames): it is done when the next chunk is asked for, so that it never delays the delivery of finished frames.
-    `text` and `context` are zero except in a shot's first chunk.
+    `clean` and `encode` are work that the previous chunk left behind (its clean pass, or those of all cached chunks
+    after a steer; the encoding of its candidate frames): it is done when the next chunk is asked for, so that it never
+    delays the delivery of finished frames. `text` and `context` are zero except in a shot's first chunk and, `text`,
+    after a steer. A cancelled chunk's own work is not counted.
     """
 
     text: float = 0.0

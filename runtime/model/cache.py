@@ -28,8 +28,11 @@ class DualCache:
 
     The first ``context_frames`` frames are the global cache (written once per shot), the rest is the local cache of the
     running shot. Past ``local_frames`` the local part is a ring behind ``sink_frames`` frames that stay: the slot
-    order does
-    not matter to attention because keys are stored rotated.
+    order does not matter to attention because keys are stored rotated.
+
+    To fill the local cache anew with the newest chunks only, set ``dropped`` to the number of frames between the sink
+    and those chunks, then write them in order: each sees those before it and nothing of what was there. A new shot
+    starts with ``dropped = 0``.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class DualCache:
         shape = (batch, frames * tokens_per_frame, config.heads, config.head_dim)
         self.config = config
         self.tokens_per_frame = tokens_per_frame
+        self.dropped = 0
         self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
         self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
 
@@ -64,15 +68,16 @@ class DualCache:
         """
         c, per_frame = self.config, self.tokens_per_frame
         frames = c.chunk_frames if frames is None else frames
-        slot = start_frame
-        if start_frame >= c.local_frames:
-            slot = c.sink_frames + (start_frame - c.sink_frames) % (c.local_frames - c.sink_frames)
+        held = start_frame if start_frame < c.sink_frames else start_frame - self.dropped
+        slot = held
+        if held >= c.local_frames:
+            slot = c.sink_frames + (held - c.sink_frames) % (c.local_frames - c.sink_frames)
         if slot + frames > c.local_frames:
             raise UserError(
                 f"a chunk of {frames} frames at frame {start_frame} does not fit the local cache of "
                 f"{c.local_frames} frames; use chunks of {c.chunk_frames}"
             )
-        filled = min(start_frame + frames, c.local_frames)
+        filled = min(held + frames, c.local_frames)
         begin = (c.context_frames + slot) * per_frame
         return _Slot(self, begin, begin + frames * per_frame, (c.context_frames + filled) * per_frame)
 

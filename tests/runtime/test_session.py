@@ -191,7 +191,7 @@ def test_a_session_of_fifty_shots_stays_as_small_as_after_six(small_runtime):
         for _ in session.chunks():
             pass
         kept.append(sum(len(s.latents) for s in session.history.shots))
-        sizes.append((len(session.snapshot()), len(session._text_kv)))
+        sizes.append((len(session.snapshot()), len(session._captions)))
     assert max(kept) <= 8
     assert set(kept[6:]) == {6}
     assert max(size for size, _ in sizes[10:]) <= sizes[8][0] + 64

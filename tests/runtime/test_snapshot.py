@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shotstream.runtime import snapshot as snapshots
+from shotstream.runtime.chunk import ChunkCancelled
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.history import History, PastShot
 
@@ -79,6 +80,109 @@ def test_a_fork_does_not_feel_what_its_origin_does(small_runtime):
     play(session, CAPTIONS)
     session.close()
     assert fork.snapshot() == before
+
+
+def test_a_fork_and_its_origin_do_not_feel_each_other_while_both_go_on(small_runtime):
+    """Chunk by chunk in turns, with cuts, against the same two films made alone."""
+
+    def tell(session, words):
+        session.begin_shot(words, 3)
+        yield session.next_chunk().frames
+        session.cut(f"{words} again", chunks=2)
+        for chunk in session.chunks():
+            yield chunk.frames
+
+    runtime = small_runtime()
+    alone = []
+    for words in ("the fox sleeps", "a whale jumps"):
+        session = runtime.open("A forest. ", seed=3)
+        play(session, CAPTIONS[:2])
+        alone.append(np.concatenate(list(tell(session, words))))
+    origin = runtime.open("A forest. ", seed=3)
+    play(origin, CAPTIONS[:2])
+    fork = origin.fork()
+    turns = zip(tell(origin, "the fox sleeps"), tell(fork, "a whale jumps"), strict=True)
+    for film, frames in zip(alone, zip(*turns, strict=True), strict=True):
+        assert np.array_equal(np.concatenate(frames), film)
+
+
+@pytest.mark.parametrize("shots_before", [0, 1, 7])
+@pytest.mark.parametrize("made", [0, 1, 3])
+def test_a_fork_of_a_running_shot_goes_on_as_if_the_shot_had_ended_there(small_runtime, shots_before, made):
+    """And the shot plays on as if nobody had forked it."""
+    runtime = small_runtime()
+    forked, ended, plain = (runtime.open("A forest. ", seed=3) for _ in range(3))
+    frames = []
+    for session in (forked, ended, plain):
+        if shots_before:
+            play(session, CAPTIONS[:shots_before])
+        session.cut("a fox walks", chunks=5, global_caption="The sea. ")
+        frames.append([session.next_chunk().frames for _ in range(made)])
+    ended.end_shot()
+    fork = forked.fork(mid_shot=True)
+    assert fork.snapshot() == ended.snapshot()
+    assert np.array_equal(play(fork, CAPTIONS[-2:], 2), play(ended, CAPTIONS[-2:], 2))
+    rest = [np.concatenate([c.frames for c in session.chunks()]) for session in (forked, plain)]
+    assert np.array_equal(*rest)
+    assert forked.snapshot() == plain.snapshot()
+
+
+def test_the_first_chunk_of_every_option_can_be_made_while_the_shot_before_still_plays(small_runtime):
+    """What a game does at a choice: prepare all options, take one, drop the others, and go on with the fork."""
+    runtime = small_runtime()
+    session = runtime.open("A forest. ", seed=3)
+    session.cut("a fox waits", chunks=4)
+    frames = [session.next_chunk().frames for _ in range(2)]
+    ways = {way: session.fork(mid_shot=True) for way in ("a fox swims", "a fox climbs", "a fox sleeps")}
+    prepared = {}
+    for way, fork in ways.items():
+        fork.cut(way, chunks=2)
+        prepared[way] = fork.next_chunk()
+    session.close()  # the player has taken one: the shot ends with the chunk that was forked
+    taken = ways.pop("a fox climbs")
+    for fork in ways.values():
+        fork.close()
+    frames += [prepared["a fox climbs"].frames, *(c.frames for c in taken.chunks())]
+    plain = runtime.open("A forest. ", seed=3)
+    expected = [play(plain, ["a fox waits"], 2), play(plain, ["a fox climbs"], 2)]
+    assert np.array_equal(np.concatenate(frames), np.concatenate(expected))
+    assert taken.snapshot() == plain.snapshot()
+    assert prepared["a fox climbs"].first_frame == 21
+
+
+def test_a_fork_of_a_running_shot_leaves_out_a_shot_that_waits_and_one_never_seen(small_runtime):
+    session = small_runtime().open("A forest. ", seed=3)
+    session.begin_shot("a fox", 3)
+    waiting = session.fork(mid_shot=True)
+    asked = []
+    with pytest.raises(ChunkCancelled):
+        session.next_chunk(lambda: asked.append(1) or len(asked) > 3)
+    begun = session.fork(mid_shot=True)
+    for fork in (waiting, begun):
+        assert fork.at_boundary
+        assert (fork.shots_begun, fork.frames_made) == (0, 0)
+    assert np.array_equal(play(waiting, ["a crab"]), play(begun, ["a crab"]))
+    session.close()
+    with pytest.raises(UserError, match="closed"):
+        session.fork(mid_shot=True)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_film_without_steering_is_saved_in_a_format_that_older_versions_read(version):
+    (written,) = struct.unpack_from("<I", packed(), 8)
+    assert written == 2 < snapshots.VERSION
+    data = bytearray(packed())[:-32]
+    struct.pack_into("<I", data, 8, version)
+    restored = snapshots.unpack(bytes(data) + hashlib.sha256(bytes(data)).digest(), MODEL, SHAPE, 6)
+    assert all(not shot.earlier for shot in restored.history.shots)
+
+
+def test_captions_of_frames_that_are_not_there_are_refused():
+    shot = PastShot(0, "caption", 9, {f: torch.zeros(SHAPE) for f in range(9)}, {9: "another caption"})
+    data = snapshots.pack(snapshots.SavedSession(MODEL, 7, "A forest. ", 1, 9, History(6, [shot])))
+    assert struct.unpack_from("<I", data, 8) == (3,)
+    with pytest.raises(UserError, match="captions make no sense"):
+        snapshots.unpack(data, MODEL, SHAPE, 6)
 
 
 def test_a_snapshot_is_taken_between_shots_only(small_runtime):
