@@ -21,8 +21,8 @@ Text: TypeAlias = Annotated[str, Meta(max_length=TEXT)]
 Scalar: TypeAlias = bool | Annotated[int, Meta(ge=-BIGGEST, le=BIGGEST)] | float | Text | None
 
 Urgency: TypeAlias = Literal["now", "next_chunk", "next_shot", "auto"]
-"""``now`` cuts at once and drops what is queued, ``next_chunk`` cuts behind the chunk in the making, ``next_shot`` waits
-for the shot's end, ``auto`` leaves it to the director."""
+"""``now`` cuts at once and drops what is queued, ``next_chunk`` cuts behind the chunk in the making, ``next_shot``
+waits for the shot's end, ``auto`` leaves it to the director."""
 Size: TypeAlias = Literal["wide", "medium", "close_up"]
 Policy: TypeAlias = Literal["pace", "latest"]
 Role: TypeAlias = Literal["player", "viewer", "director"]
@@ -167,7 +167,8 @@ class Scene(SessionRequest, kw_only=True, tag="scene"):
 
 
 class Choices(SessionRequest, kw_only=True, tag="choices"):
-    """Ways to go on; the first chunk of each is made ahead. ``default`` is committed after ``deadline_ms``, if given."""
+    """Ways to go on; the first chunk of each is made ahead. ``default`` is committed after ``deadline_ms``, if both
+    are given."""
 
     options: Annotated[list[Option], Meta(min_length=2, max_length=CHOICES)]
     deadline_ms: Count = 0

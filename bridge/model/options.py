@@ -1,0 +1,30 @@
+"""What a model process is to load: plain values, so that the bridge needs no torch to say it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class MockOptions:
+    """``chunk_s`` seconds of pretended work a chunk, give or take up to ``jitter_s``; ``load_s`` before it is ready."""
+
+    width: int = 832
+    height: int = 480
+    fps: int = 16
+    chunk_frames: int = 12
+    chunk_s: float = 0.5
+    jitter_s: float = 0.05
+    load_s: float = 0.2
+    usual_shot_chunks: int = 7
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """``threads`` 0: as many as torch likes. ``mock`` counts for the model named mock only."""
+
+    model: str = "tiny"
+    device: str = "cpu"
+    weights: str = "default"
+    threads: int = 0
+    mock: MockOptions = field(default_factory=MockOptions)

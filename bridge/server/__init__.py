@@ -1,0 +1,1 @@
+"""The server's side of the wire: a pure core that decides, and the process that gives it sockets and a clock."""

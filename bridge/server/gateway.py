@@ -1,0 +1,210 @@
+"""The bridge process: gives the hub its ROUTER socket, a clock, and the model process. Decides nothing by itself."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import zmq
+
+from shotstream.bridge.frame_store import FrameStore, SlotBook
+from shotstream.bridge.model import orders
+from shotstream.bridge.model.options import WorkerOptions
+from shotstream.bridge.protocol.envelope import pack
+from shotstream.bridge.protocol.limits import MAGIC
+from shotstream.bridge.server.hub import Hub, Outgoing
+from shotstream.bridge.server.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+_TICK_MS = 20
+_STALLED = 4096
+"""Messages that wait for one slow connection before it counts as lost."""
+
+
+@dataclass
+class Flight:
+    """A frame on its way out: its slot is held until the transport has let go of it."""
+
+    tracker: zmq.MessageTracker
+    slot: int
+
+
+class Gateway:
+    """One server. `run` works until `stop` is called, from a signal handler or another thread."""
+
+    def __init__(
+        self, hub: Hub, worker: WorkerOptions, bind: str, *, secure: Callable[[zmq.Socket], None] | None = None,
+        context: zmq.Context | None = None,
+    ) -> None:  # fmt: skip
+        self.hub = hub
+        self._context = context or zmq.Context()
+        self._router = _router(self._context, hub.limits.part_bytes)
+        if secure is not None:
+            secure(self._router)
+        self._router.bind(bind)
+        self.endpoint: str = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.supervisor = Supervisor(self._context, worker)
+        self._store: FrameStore | None = None
+        self._flights: deque[Flight] = deque()
+        self._stalled: dict[bytes, deque[Outgoing]] = {}
+        self._stopping = False
+        self.failure = ""
+        """Why the server ended by itself; "" otherwise."""
+
+    def stop(self) -> None:
+        """End `run` soon. Safe in a signal handler."""
+        self._stopping = True
+
+    def run(self, tell: Callable[[str], None] = log.info) -> None:
+        """Serve. ``tell`` is given a line for people at every change of the model's state."""
+        self._tell = tell
+        self.supervisor.start(time.monotonic())
+        try:
+            while not self._stopping:
+                self._once()
+            self._farewell()
+        finally:
+            self.supervisor.stop()
+            self._router.close(500)
+            if self._store is not None:
+                self._store.unlink()
+
+    def _once(self) -> None:
+        """Wait for something to happen, and deal with all of it."""
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        if self.supervisor.socket is not None:
+            poller.register(self.supervisor.socket, zmq.POLLIN)
+        poller.poll(_TICK_MS)
+        now = time.monotonic()
+        for _ in range(256):
+            try:
+                peer, *parts = self._router.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                break
+            self.hub.receive(peer, parts, now)
+        while (result := self.supervisor.receive()) is not None:
+            self._model_says(result, time.monotonic())
+        if reason := self.supervisor.died():
+            self._model_died(reason, now)
+        self.hub.tick(time.monotonic())
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Everything that the hub has put out, to where it goes."""
+        hub = self.hub
+        while hub.model_orders:
+            self.supervisor.send(hub.model_orders.popleft())
+        while hub.outgoing:
+            out = hub.outgoing.popleft()
+            waiting = self._stalled.get(out.peer)
+            if waiting is not None:
+                waiting.append(out)
+            elif not self._send(out):
+                self._stalled[out.peer] = deque([out])
+        for peer, waiting in tuple(self._stalled.items()):
+            while waiting and self._send(waiting[0]):
+                waiting.popleft()
+            if len(waiting) > _STALLED:
+                self._drop(waiting)
+                hub.lost(peer, time.monotonic())
+            if not waiting:
+                del self._stalled[peer]
+        while self._flights and self._flights[0].tracker.done:
+            hub.slots.drop(self._flights.popleft().slot)
+
+    def _send(self, out: Outgoing) -> bool:
+        """Hand a message to the transport; False if it must wait. One for a connection that is gone is dropped."""
+        parts: list[bytes | memoryview] = [out.peer, MAGIC, pack(out.message)]
+        payload = out.payload
+        try:
+            if payload is None:
+                self._router.send_multipart(parts, zmq.DONTWAIT)
+                return True
+            assert self._store is not None
+            parts.append(memoryview(self._store.view(payload.slot, payload.start, payload.length)))
+            tracker = self._router.send_multipart(parts, zmq.DONTWAIT, copy=False, track=True)
+            self._flights.append(Flight(tracker, payload.slot))
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            self._drop([out])
+            self.hub.lost(out.peer, time.monotonic())
+        return True
+
+    def _drop(self, messages: list[Outgoing] | deque[Outgoing]) -> None:
+        for out in messages:
+            if out.payload is not None:
+                self.hub.slots.drop(out.payload.slot)
+        if isinstance(messages, deque):
+            messages.clear()
+
+    # --- the model process ------------------------------------------------------------------------------------------
+    def _model_says(self, result: orders.Result, now: float) -> None:
+        match result:
+            case orders.Loading():
+                self._tell(result.step)
+                self.hub.model_state("warming_up" if result.state == "warming_up" else "loading", result.step)
+            case orders.Ready():
+                self._model_ready(result.facts)
+            case orders.Broken():
+                self.failure = result.message
+                self.hub.model_state("failed", result.message)
+                self._stopping = True
+            case _:
+                self.hub.model_says(result, now)
+
+    def _model_ready(self, facts: orders.Facts) -> None:
+        slots = self.hub.slots
+        if self._store is None:
+            count = self.hub.slots_for(facts)
+            self._store, slots = FrameStore.create(count, facts.slot_bytes), SlotBook(count)
+        self.supervisor.send(orders.UseStore(str(self._store.path), self._store.slots, self._store.slot_bytes))
+        self.hub.model_ready(facts, slots)
+        self._tell(f"ready: {facts.description}")
+
+    def _model_died(self, reason: str, now: float) -> None:
+        if self.failure:
+            return
+        log.warning("the model process died (%s)", reason)
+        self.hub.model_died(f"the model process died ({reason}) and is started again")
+        if not self.supervisor.may_restart(now):
+            self.failure = f"the model process died too often, last with {reason}"
+            self.hub.model_state("failed", self.failure)
+            self._stopping = True
+            return
+        self._tell(f"the model process died ({reason}); starting it again")
+        self.supervisor.start(now)
+
+    def _farewell(self) -> None:
+        """Tell everybody, and give the transport a moment."""
+        self.hub.shut_down()
+        deadline = time.monotonic() + 0.5
+        self._pass_on()
+        while (self._stalled or self._flights) and time.monotonic() < deadline:
+            time.sleep(0.005)
+            self._pass_on()
+
+
+def _router(context: zmq.Context, part_bytes: int) -> zmq.Socket:
+    """A ROUTER that loses nothing silently, notices dead peers, and takes nothing oversized."""
+    router = context.socket(zmq.ROUTER)
+    router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    router.setsockopt(zmq.ROUTER_HANDOVER, 1)
+    router.setsockopt(zmq.MAXMSGSIZE, part_bytes)
+    router.setsockopt(zmq.SNDHWM, 1024)
+    router.setsockopt(zmq.RCVHWM, 1000)
+    router.setsockopt(zmq.HEARTBEAT_IVL, 1000)
+    router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
+    router.setsockopt(zmq.HEARTBEAT_TTL, 3000)
+    router.setsockopt(zmq.HANDSHAKE_IVL, 3000)
+    router.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    router.setsockopt(zmq.LINGER, 500)
+    return router

@@ -1,0 +1,40 @@
+"""Puts a server together from its options."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+
+from shotstream.bridge.model.options import WorkerOptions
+from shotstream.bridge.protocol.limits import Limits
+from shotstream.bridge.server.gateway import Gateway
+from shotstream.bridge.server.hub import Hub
+from shotstream.bridge.server.words import Words
+from shotstream.runtime.errors import UserError
+
+LOOPBACK = ("tcp://127.", "tcp://localhost:", "tcp://[::1]:", "ipc://", "inproc://")
+
+
+def check_bind(bind: str, *, secure: bool) -> None:
+    """UserError for addresses that cannot be, or that others could reach without a key."""
+    if not bind.startswith(("tcp://", "ipc://")):
+        raise UserError(f"--bind {bind!r} is no address; write tcp://HOST:PORT or ipc://FILE")
+    if not secure and not bind.startswith(LOOPBACK):
+        raise UserError(
+            f"{bind} can be reached from other machines, and without keys anybody there could use it; "
+            "bind 127.0.0.1, or give --curve-keys DIR"
+        )
+
+
+def make_gateway(
+    options: WorkerOptions, bind: str, *, sessions: int = 4, token: str = "", words: Mapping[str, Words] | None = None,
+    default_words: str = "", limits: Limits | None = None,
+) -> Gateway:  # fmt: skip
+    """A gateway that listens already; `Gateway.run` starts the model. ``default_words``: the director of sessions that
+    name none."""
+    limits = limits or Limits(sessions=sessions)
+    hub = Hub(
+        limits, words or {}, default_words, lambda: secrets.token_urlsafe(12), lambda: secrets.randbelow(2**31),
+        token=token, model=options.model,
+    )  # fmt: skip
+    return Gateway(hub, options, bind.replace(":0", ":*") if bind.endswith(":0") else bind)
