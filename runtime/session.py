@@ -200,16 +200,13 @@ class Session:
         self._encode(shot, shot.candidates(self._history, shot.chunks))
 
     # -------------------------------------------------------------------------------- keeping and copying
-    def snapshot(self) -> bytes:
+    def snapshot(self, *, mid_shot: bool = False) -> bytes:
         """The session's state as bytes, a few MB at most; `Runtime.restore` continues it bit for bit.
 
-        Only between shots: raises UserError while a shot is running or waiting.
+        Only between shots, unless `mid_shot` (see `fork`): raises UserError while a shot is running or waiting.
         """
-        self._check_boundary("a snapshot is taken")
-        self.settle()
-        return snapshots.pack(self._saved(self._history))
+        return snapshots.pack(self._as_if_ended("a snapshot is taken", mid_shot))
 
-    @torch.inference_mode()
     def fork(self, *, mid_shot: bool = False) -> Session:
         """An independent session that continues from here with the same seed: it differs by what it is told.
 
@@ -217,21 +214,7 @@ class Session:
         session's shot goes on. Its first chunk can so be made ahead, for when the shot does end with this chunk. A
         fork has caches of its own; close it when it is not wanted any more.
         """
-        if not mid_shot:
-            self._check_boundary("a fork is taken")
-        self._check_open()
-        shot = self._running
-        if shot is None:
-            self.settle()
-        history = self._history.copy()
-        if shot is not None and shot.made:
-            # Encoding early does not show in the running shot: frames are encoded one by one, whenever that is.
-            self._encode(shot, history.candidates(shot.frames))
-            history.add(shot.as_past(history))
-        saved = self._saved(history)
-        if shot is not None and not shot.made:
-            saved = replace(saved, shots_begun=shot.number)
-        twin = self.runtime.resume(saved)
+        twin = self.runtime.resume(self._as_if_ended("a fork is taken", mid_shot))
         self._captions.share_with(twin._captions)
         return twin
 
@@ -251,6 +234,23 @@ class Session:
         self.close()
 
     # -------------------------------------------------------------------------------- inside
+    @torch.inference_mode()
+    def _as_if_ended(self, what: str, mid_shot: bool) -> snapshots.SavedSession:
+        """The state with a history of its own, as if the running shot had ended with the chunk it has reached."""
+        if not mid_shot:
+            self._check_boundary(what)
+        self._check_open()
+        shot = self._running
+        if shot is None:
+            self.settle()
+        history = self._history.copy()
+        if shot is not None and shot.made:
+            # Encoding early does not show in the running shot: frames are encoded one by one, whenever that is.
+            self._encode(shot, history.candidates(shot.frames))
+            history.add(shot.as_past(history))
+        saved = self._saved(history)
+        return replace(saved, shots_begun=shot.number) if shot is not None and not shot.made else saved
+
     def _plan(self, caption: str, chunks: int | None, global_caption: str | None) -> RunningShot:
         """Check and embed a caption: all that can be wrong with a shot shows here, before anything changes."""
         parts = self.runtime.parts

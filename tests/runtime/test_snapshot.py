@@ -120,7 +120,7 @@ def test_a_fork_of_a_running_shot_goes_on_as_if_the_shot_had_ended_there(small_r
         frames.append([session.next_chunk().frames for _ in range(made)])
     ended.end_shot()
     fork = forked.fork(mid_shot=True)
-    assert fork.snapshot() == ended.snapshot()
+    assert fork.snapshot() == ended.snapshot() == forked.snapshot(mid_shot=True)
     assert np.array_equal(play(fork, CAPTIONS[-2:], 2), play(ended, CAPTIONS[-2:], 2))
     rest = [np.concatenate([c.frames for c in session.chunks()]) for session in (forked, plain)]
     assert np.array_equal(*rest)
