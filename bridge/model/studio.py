@@ -78,7 +78,7 @@ class RuntimeFilm:
             raise Stopped from None
         except torch.OutOfMemoryError as error:
             raise MemoryError(str(error)) from None
-        return made and Piece(made.frames, made.shot, made.chunk, made.caption, made.last)
+        return None if made is None else Piece(made.frames, made.shot, made.chunk, made.caption, made.last)
 
     def settle(self) -> None:
         """Use an idle moment for what the next chunk would have to do first."""

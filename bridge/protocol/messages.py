@@ -69,7 +69,7 @@ class ClientMessage(Struct, frozen=True, omit_defaults=True, kw_only=True, tag_f
     """Base of what clients send."""
 
 
-class Hello(ClientMessage, kw_only=True, tag="hello"):
+class Hello(ClientMessage, frozen=True, kw_only=True, tag="hello"):
     """First message of a connection. ``stats`` asks for `stats` every second."""
 
     proto: tuple[Count, Count]
@@ -86,7 +86,7 @@ class Request(ClientMessage, frozen=True, kw_only=True):
     id: RequestId
 
 
-class OpenSession(Request, kw_only=True, tag="open_session"):
+class OpenSession(Request, frozen=True, kw_only=True, tag="open_session"):
     """A new film. 0 or "" for size, rate and model means the server's; other values must be among those in `welcome`.
 
     ``nonce``: the same again (of a client that lost its connection before the answer) gives the same session.
@@ -116,7 +116,7 @@ class SessionRequest(Request, frozen=True, kw_only=True):
     session: Name
 
 
-class Event(SessionRequest, kw_only=True, tag="event"):
+class Event(SessionRequest, frozen=True, kw_only=True, tag="event"):
     """Something happened in the game; the director words it. ``ts`` is the client's clock in ms."""
 
     kind: Name
@@ -130,7 +130,7 @@ class Event(SessionRequest, kw_only=True, tag="event"):
     coalesce: Name = ""
 
 
-class Prompt(SessionRequest, kw_only=True, tag="prompt"):
+class Prompt(SessionRequest, frozen=True, kw_only=True, tag="prompt"):
     """A shot caption, word for word. ``chunks`` 0: the model's usual length."""
 
     text: Text
@@ -138,13 +138,13 @@ class Prompt(SessionRequest, kw_only=True, tag="prompt"):
     chunks: Count = 0
 
 
-class Steer(SessionRequest, kw_only=True, tag="steer"):
+class Steer(SessionRequest, frozen=True, kw_only=True, tag="steer"):
     """A new caption for the running shot, without a cut, from the next chunk on."""
 
     text: Text
 
 
-class Cut(SessionRequest, kw_only=True, tag="cut"):
+class Cut(SessionRequest, frozen=True, kw_only=True, tag="cut"):
     """Begin a new shot behind the chunk in the making, or at once with ``flush``. Without a caption the director
     finds one for ``size`` and ``subject``."""
 
@@ -155,7 +155,7 @@ class Cut(SessionRequest, kw_only=True, tag="cut"):
     chunks: Count = 0
 
 
-class Scene(SessionRequest, kw_only=True, tag="scene"):
+class Scene(SessionRequest, frozen=True, kw_only=True, tag="scene"):
     """New circumstances from the next shot on. ``forget``: earlier shots are not remembered there."""
 
     global_caption: Text = ""
@@ -166,7 +166,7 @@ class Scene(SessionRequest, kw_only=True, tag="scene"):
     forget: bool = False
 
 
-class Choices(SessionRequest, kw_only=True, tag="choices"):
+class Choices(SessionRequest, frozen=True, kw_only=True, tag="choices"):
     """Ways to go on; the first chunk of each is made ahead. ``default`` is committed after ``deadline_ms``, if both
     are given."""
 
@@ -175,47 +175,47 @@ class Choices(SessionRequest, kw_only=True, tag="choices"):
     default: Name = ""
 
 
-class Commit(SessionRequest, kw_only=True, tag="commit"):
+class Commit(SessionRequest, frozen=True, kw_only=True, tag="commit"):
     """Take option ``key`` of the choices announced under the request id ``choices``."""
 
     choices: RequestId
     key: Name
 
 
-class Cancel(SessionRequest, kw_only=True, tag="cancel"):
+class Cancel(SessionRequest, frozen=True, kw_only=True, tag="cancel"):
     """Take back request ``ref`` unless it has been applied."""
 
     ref: RequestId
 
 
-class Pause(SessionRequest, kw_only=True, tag="pause"):
+class Pause(SessionRequest, frozen=True, kw_only=True, tag="pause"):
     """Make nothing until `play`. What was sent stays sent."""
 
 
-class Play(SessionRequest, kw_only=True, tag="play"):
+class Play(SessionRequest, frozen=True, kw_only=True, tag="play"):
     """Go on after `pause`."""
 
 
-class Snapshot(SessionRequest, kw_only=True, tag="snapshot"):
+class Snapshot(SessionRequest, frozen=True, kw_only=True, tag="snapshot"):
     """Keep the film as it is at the coming shot boundary (at once between shots)."""
 
     name: Name = ""
 
 
-class Restore(SessionRequest, kw_only=True, tag="restore"):
+class Restore(SessionRequest, frozen=True, kw_only=True, tag="restore"):
     """Go back to a snapshot of this session; the running shot ends."""
 
     snap: Name
 
 
-class Fork(SessionRequest, kw_only=True, tag="fork"):
+class Fork(SessionRequest, frozen=True, kw_only=True, tag="fork"):
     """A new session that goes on from a snapshot, or from the last shot boundary."""
 
     snap: Name = ""
     name: Name = ""
 
 
-class Credit(ClientMessage, kw_only=True, tag="credit"):
+class Credit(ClientMessage, frozen=True, kw_only=True, tag="credit"):
     """Frames below ``upto`` may be sent; it only grows. Granted when frames are presented. ``played`` is the number of
     frames presented or dropped so far, ``lead_ms`` what is queued, ``late`` how often nothing was there to show.
     """
@@ -228,7 +228,7 @@ class Credit(ClientMessage, kw_only=True, tag="credit"):
     dropped: Count = 0
 
 
-class Resume(Request, kw_only=True, tag="resume"):
+class Resume(Request, frozen=True, kw_only=True, tag="resume"):
     """Take a session over on this connection; frames from ``next_seq`` on are sent again as far as they are kept."""
 
     session: Name
@@ -236,17 +236,17 @@ class Resume(Request, kw_only=True, tag="resume"):
     next_seq: Count = 0
 
 
-class CloseSession(SessionRequest, kw_only=True, tag="close_session"):
+class CloseSession(SessionRequest, frozen=True, kw_only=True, tag="close_session"):
     """End the film and free what it holds."""
 
 
-class Ping(ClientMessage, kw_only=True, tag="ping"):
+class Ping(ClientMessage, frozen=True, kw_only=True, tag="ping"):
     """Keeps the lease and measures the clock: ``t0`` is the client's time in us, any origin."""
 
     t0: Count
 
 
-class Goodbye(ClientMessage, kw_only=True, tag="goodbye"):
+class Goodbye(ClientMessage, frozen=True, kw_only=True, tag="goodbye"):
     """The client leaves; its sessions are closed at once."""
 
     reason: Text = ""
@@ -281,7 +281,7 @@ class ServerMessage(Struct, frozen=True, omit_defaults=True, kw_only=True, tag_f
     """Base of what servers send."""
 
 
-class Welcome(ServerMessage, kw_only=True, tag="welcome"):
+class Welcome(ServerMessage, frozen=True, kw_only=True, tag="welcome"):
     """Answer to `hello`. ``clock_us`` is the server's monotonic clock."""
 
     proto: tuple[Count, Count]
@@ -294,13 +294,13 @@ class Welcome(ServerMessage, kw_only=True, tag="welcome"):
     clock_us: Count
 
 
-class ModelStatus(ServerMessage, kw_only=True, tag="model_status"):
+class ModelStatus(ServerMessage, frozen=True, kw_only=True, tag="model_status"):
     """A model's state has changed."""
 
     model: Model
 
 
-class SessionOpened(ServerMessage, kw_only=True, tag="session_opened"):
+class SessionOpened(ServerMessage, frozen=True, kw_only=True, tag="session_opened"):
     """``fps`` is a fraction, ``tb`` the unit of pts in 1/s; chunk lengths in frames."""
 
     re: RequestId
@@ -322,7 +322,7 @@ class SessionOpened(ServerMessage, kw_only=True, tag="session_opened"):
     epoch: Count = 0
 
 
-class Ack(ServerMessage, kw_only=True, tag="ack"):
+class Ack(ServerMessage, frozen=True, kw_only=True, tag="ack"):
     """A request was understood and will be done (``accepted``), waits for something (``queued``), was sent before
     (``duplicate``), or an earlier one made way for a later one (``superseded``)."""
 
@@ -332,7 +332,7 @@ class Ack(ServerMessage, kw_only=True, tag="ack"):
     at: Place | None = None
 
 
-class Applied(ServerMessage, kw_only=True, tag="applied"):
+class Applied(ServerMessage, frozen=True, kw_only=True, tag="applied"):
     """Request ``re`` shows from frame ``seq`` on. ``caption`` is what the model was given, ``latency_ms`` the time from
     the request's arrival to now."""
 
@@ -346,7 +346,7 @@ class Applied(ServerMessage, kw_only=True, tag="applied"):
     latency_ms: float
 
 
-class Rejected(ServerMessage, kw_only=True, tag="rejected"):
+class Rejected(ServerMessage, frozen=True, kw_only=True, tag="rejected"):
     """A request will not be done."""
 
     re: RequestId
@@ -355,7 +355,7 @@ class Rejected(ServerMessage, kw_only=True, tag="rejected"):
     message: Text
 
 
-class ShotBegin(ServerMessage, kw_only=True, tag="shot_begin"):
+class ShotBegin(ServerMessage, frozen=True, kw_only=True, tag="shot_begin"):
     """Before a shot's first frame ``seq``. ``flush``: drop queued frames of earlier epochs. ``cause``: the request."""
 
     session: Name
@@ -370,7 +370,7 @@ class ShotBegin(ServerMessage, kw_only=True, tag="shot_begin"):
     flush: bool = False
 
 
-class Frame(ServerMessage, kw_only=True, tag="frame"):
+class Frame(ServerMessage, frozen=True, kw_only=True, tag="frame"):
     """One picture; its bytes are the message's payload. Pixels are sRGB, full range, rows from the top, packed unless
     ``stride``. ``index`` counts in the chunk, ``seq`` over the session without holes, ``pts`` in units of 1/tb.
     ``prompt`` is the request shown last. ``ts`` is the server's clock in us.
@@ -396,7 +396,7 @@ class Frame(ServerMessage, kw_only=True, tag="frame"):
     speculative: bool = False
 
 
-class ShotEnd(ServerMessage, kw_only=True, tag="shot_end"):
+class ShotEnd(ServerMessage, frozen=True, kw_only=True, tag="shot_end"):
     """After a shot's last frame."""
 
     session: Name
@@ -405,7 +405,7 @@ class ShotEnd(ServerMessage, kw_only=True, tag="shot_end"):
     reason: Literal["cut", "max_length", "close", "error"]
 
 
-class Gap(ServerMessage, kw_only=True, tag="gap"):
+class Gap(ServerMessage, frozen=True, kw_only=True, tag="gap"):
     """Frames ``first`` up to but not with ``until`` will not come."""
 
     session: Name
@@ -414,7 +414,7 @@ class Gap(ServerMessage, kw_only=True, tag="gap"):
     reason: Literal["late", "resume", "flushed"]
 
 
-class ChoiceReady(ServerMessage, kw_only=True, tag="choice_ready"):
+class ChoiceReady(ServerMessage, frozen=True, kw_only=True, tag="choice_ready"):
     """The first chunk of option ``key`` lies ready: ``frames`` pictures."""
 
     re: RequestId
@@ -423,7 +423,7 @@ class ChoiceReady(ServerMessage, kw_only=True, tag="choice_ready"):
     frames: Count
 
 
-class SnapshotMade(ServerMessage, kw_only=True, tag="snapshot_made"):
+class SnapshotMade(ServerMessage, frozen=True, kw_only=True, tag="snapshot_made"):
     re: RequestId
     session: Name
     snap: Name
@@ -431,7 +431,7 @@ class SnapshotMade(ServerMessage, kw_only=True, tag="snapshot_made"):
     shot: Count
 
 
-class Restored(ServerMessage, kw_only=True, tag="restored"):
+class Restored(ServerMessage, frozen=True, kw_only=True, tag="restored"):
     re: RequestId
     session: Name
     snap: Name
@@ -439,7 +439,7 @@ class Restored(ServerMessage, kw_only=True, tag="restored"):
     epoch: Count
 
 
-class Forked(ServerMessage, kw_only=True, tag="forked"):
+class Forked(ServerMessage, frozen=True, kw_only=True, tag="forked"):
     """The new session stands open on the same connection; a `session_opened` for it comes first."""
 
     re: RequestId
@@ -447,7 +447,7 @@ class Forked(ServerMessage, kw_only=True, tag="forked"):
     fork: Name
 
 
-class Stats(ServerMessage, kw_only=True, tag="stats"):
+class Stats(ServerMessage, frozen=True, kw_only=True, tag="stats"):
     """Every second, to those who asked for it. ``credit`` and ``queue`` in frames."""
 
     session: Name
@@ -460,7 +460,7 @@ class Stats(ServerMessage, kw_only=True, tag="stats"):
     late: Count
 
 
-class Starved(ServerMessage, kw_only=True, tag="starved"):
+class Starved(ServerMessage, frozen=True, kw_only=True, tag="starved"):
     """The client's queue has run dry ``since_ms`` ago: for want of credit, because the model is too slow, or because
     no shot was asked for (``story``)."""
 
@@ -469,7 +469,7 @@ class Starved(ServerMessage, kw_only=True, tag="starved"):
     reason: Literal["credit", "model", "story"]
 
 
-class Error(ServerMessage, kw_only=True, tag="error"):
+class Error(ServerMessage, frozen=True, kw_only=True, tag="error"):
     """Something went wrong. ``fatal``: the connection is of no further use."""
 
     code: Name
@@ -481,14 +481,14 @@ class Error(ServerMessage, kw_only=True, tag="error"):
     fatal: bool = False
 
 
-class SessionClosed(ServerMessage, kw_only=True, tag="session_closed"):
+class SessionClosed(ServerMessage, frozen=True, kw_only=True, tag="session_closed"):
     session: Name
     reason: Name
     frames: Count = 0
     shots: Count = 0
 
 
-class Pong(ServerMessage, kw_only=True, tag="pong"):
+class Pong(ServerMessage, frozen=True, kw_only=True, tag="pong"):
     """``t1`` and ``t2``: the server's clock in us when the ping came and when this left."""
 
     t0: Count
@@ -496,7 +496,7 @@ class Pong(ServerMessage, kw_only=True, tag="pong"):
     t2: Count
 
 
-class ServerGoodbye(ServerMessage, kw_only=True, tag="goodbye"):
+class ServerGoodbye(ServerMessage, frozen=True, kw_only=True, tag="goodbye"):
     reason: Text = ""
 
 

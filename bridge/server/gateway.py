@@ -116,7 +116,7 @@ class Gateway:
             if not waiting:
                 del self._stalled[peer]
         while self._flights and self._flights[0].tracker.done:
-            hub.slots.drop(self._flights.popleft().slot)
+            hub.films.slots.drop(self._flights.popleft().slot)
 
     def _send(self, out: Outgoing) -> bool:
         """Hand a message to the transport; False if it must wait. One for a connection that is gone is dropped."""
@@ -127,8 +127,9 @@ class Gateway:
                 self._router.send_multipart(parts, zmq.DONTWAIT)
                 return True
             assert self._store is not None
-            parts.append(memoryview(self._store.view(payload.slot, payload.start, payload.length)))
+            parts.append(self._store.view(payload.slot, payload.start, payload.length).data)
             tracker = self._router.send_multipart(parts, zmq.DONTWAIT, copy=False, track=True)
+            assert tracker is not None
             self._flights.append(Flight(tracker, payload.slot))
         except zmq.Again:
             return False
@@ -142,7 +143,7 @@ class Gateway:
     def _drop(self, messages: list[Outgoing] | deque[Outgoing]) -> None:
         for out in messages:
             if out.payload is not None:
-                self.hub.slots.drop(out.payload.slot)
+                self.hub.films.slots.drop(out.payload.slot)
         if isinstance(messages, deque):
             messages.clear()
 
@@ -159,12 +160,12 @@ class Gateway:
                 self.hub.model_state("failed", result.message)
                 self._stopping = True
             case _:
-                self.hub.model_says(result, now)
+                self.hub.films.model_says(result, now)
 
     def _model_ready(self, facts: orders.Facts) -> None:
-        slots = self.hub.slots
+        slots = self.hub.films.slots
         if self._store is None:
-            count = self.hub.slots_for(facts)
+            count = self.hub.films.slots_for(facts)
             self._store, slots = FrameStore.create(count, facts.slot_bytes), SlotBook(count)
         self.supervisor.send(orders.UseStore(str(self._store.path), self._store.slots, self._store.slot_bytes))
         self.hub.model_ready(facts, slots)

@@ -19,6 +19,7 @@ from shotstream.bridge.protocol import messages as m
 from shotstream.bridge.protocol.codes import RETRYABLE
 from shotstream.bridge.protocol.envelope import BadMessage, Part, unpack_client
 from shotstream.bridge.protocol.limits import PROTO, Limits
+from shotstream.bridge.server.films import Films
 from shotstream.bridge.server.handlers import Refused, fork_boundary, handle
 from shotstream.bridge.server.replay_buffer import Payload
 from shotstream.bridge.server.requests import Rate
@@ -28,8 +29,6 @@ from shotstream.runtime.errors import UserError
 
 FEATURES = ["steer", "fork", "choices", "snapshot"]
 ENCODINGS: list[str] = ["rgb24", "rgba32", "bgra32", "jpeg", "none"]
-CHUNKS_IN_FLIGHT = 3
-"""Slots of a session beyond those that its replay buffer holds: one in the making, two on their way out."""
 
 
 class Outgoing(NamedTuple):
@@ -63,39 +62,17 @@ class Hub:
         self.words.setdefault("", OwnWords())
         self.new_name, self.new_seed, self.server, self.token = new_name, new_seed, server, token
         self.model = m.Model(name=model)
-        self.slots = SlotBook(0)
-        self._facts: orders.Facts | None = None
+        self.films = Films(limits, self._send, self._session_ended)
         self.outgoing: deque[Outgoing] = deque()
-        self.model_orders: deque[orders.Order] = deque()
         self.peers: dict[bytes, Peer] = {}
         self.banned: dict[bytes, float] = {}
-        self.sessions: dict[str, Session] = {}
-        self.making: Session | None = None
-        self._number = 0
         self._stats_at = 0.0
-        self._served: dict[str, int] = {}
         self.closing = False
 
-    # --- the sessions' desk -----------------------------------------------------------------------------------------
     @property
-    def facts(self) -> orders.Facts:
-        """Facts of the loaded model; sessions exist only once there are some."""
-        assert self._facts is not None
-        return self._facts
-
-    def say(self, session: Session, message: m.ServerMessage, payload: Payload | None) -> None:
-        """Send to a session's client if it has one."""
-        if session.owner is not None:
-            self._send(session.owner, message, payload)
-
-    def order(self, order: orders.Order) -> None:
-        """Queue an order for the model."""
-        self.model_orders.append(order)
-
-    def new_number(self) -> int:
-        """A number that was never used."""
-        self._number += 1
-        return self._number
+    def model_orders(self) -> deque[orders.Order]:
+        """Orders for the model process, to be taken from the left."""
+        return self.films.model_orders
 
     # --- clients ----------------------------------------------------------------------------------------------------
     def receive(self, peer_id: bytes, parts: Sequence[Part], now: float) -> None:
@@ -137,7 +114,7 @@ class Hub:
         """A connection is gone; its sessions wait for it."""
         peer = self.peers.pop(peer_id, None)
         for name in peer.sessions if peer else ():
-            session = self.sessions.get(name)
+            session = self.films.sessions.get(name)
             if session is not None and session.owner == peer_id:
                 session.owner, session.detached_at = None, now
 
@@ -161,12 +138,14 @@ class Hub:
 
     def _open(self, peer_id: bytes, peer: Peer, message: m.OpenSession, now: float) -> None:
         for name in peer.sessions:  # the same request again
-            known = self.sessions.get(name)
+            known = self.films.sessions.get(name)
             if known is not None and message.id == known.opened.id and message.nonce == known.opened.nonce:
                 for answer in known.memory.answers(message.id):
                     self._send(peer_id, answer)
                 return
-        again = next((s for s in self.sessions.values() if message.nonce and s.opened.nonce == message.nonce), None)
+        again = next(
+            (s for s in self.films.sessions.values() if message.nonce and s.opened.nonce == message.nonce), None
+        )
         if again is not None:
             self._adopt(peer_id, peer, again)
             self._send(peer_id, again.opened_message(message.id))
@@ -179,7 +158,7 @@ class Hub:
         seed = self.new_seed() if message.seed is None else message.seed
         words = self.words[message.director or self.default_words]
         try:
-            session = Session(self, self.new_name(), self.new_name(), peer_id, message, words, seed, now)
+            session = Session(self.films, self.new_name(), self.new_name(), peer_id, message, words, seed, now)
         except UserError as error:
             self._error(peer_id, "rejected_content", str(error), re=message.id)
             return
@@ -187,19 +166,18 @@ class Hub:
 
     def _start(self, peer: Peer, session: Session, request: int) -> None:
         session.memory.begin(request)
-        self.sessions[session.name] = session
         peer.sessions.add(session.name)
-        session.open_film()
+        self.films.add(session)
 
     def _why_not(self, peer: Peer, message: m.OpenSession) -> tuple[str, str] | None:
         """Why a session cannot be opened; checked before anything is made for it."""
         if self.closing:
             return "shutting_down", "the server is about to stop"
-        if self._facts is None or self.model.state != "ready":
+        if self.model.state != "ready":
             failed = self.model.state == "failed"
             return "model_failed" if failed else "model_loading", self.model.state_text or "the model is not ready yet"
-        facts = self._facts
-        if len(self.sessions) >= self.limits.sessions:
+        facts = self.films.facts
+        if len(self.films.sessions) >= self.limits.sessions:
             return "busy", f"all {self.limits.sessions} sessions are taken"
         if len(peer.sessions) >= self.limits.sessions_per_connection:
             return "busy", f"a connection has at most {self.limits.sessions_per_connection} sessions"
@@ -215,7 +193,7 @@ class Hub:
         return None
 
     def _session_request(self, peer_id: bytes, peer: Peer, message: Any, now: float) -> None:
-        session = self.sessions.get(message.session)
+        session = self.films.sessions.get(message.session)
         if session is None:
             self._error(peer_id, "no_session", f"there is no session {message.session!r}", re=message.id)
             return
@@ -235,7 +213,7 @@ class Hub:
         session.memory.begin(message.id)
         if isinstance(message, m.CloseSession):
             session.ack(message.id)
-            self._close(session, "closed by the client")
+            self.films.close(session, "closed by the client")
         elif isinstance(message, m.Fork):
             self._fork(peer, session, message, now)
         else:
@@ -252,16 +230,16 @@ class Hub:
             session.reject(message.id, refused.code, str(refused))
             return
         assert session.owner is not None
-        name = message.name if message.name and message.name not in self.sessions else self.new_name()
+        name = message.name if message.name and message.name not in self.films.sessions else self.new_name()
         opened = msgspec.structs.replace(session.opened, id=message.id, nonce="")
-        twin = Session(self, name, self.new_name(), session.owner, opened, session.words, session.seed, now)
+        twin = Session(self.films, name, self.new_name(), session.owner, opened, session.words, session.seed, now)
         twin.boundary, twin.shown_words, twin.global_caption = boundary, boundary.words, boundary.global_caption
         session.ack(message.id)
         self._start(peer, twin, message.id)
         session.answer(message.id, m.Forked(re=message.id, session=session.name, fork=name))
 
     def _resume(self, peer_id: bytes, peer: Peer, message: m.Resume, now: float) -> None:
-        session = self.sessions.get(message.session)
+        session = self.films.sessions.get(message.session)
         if session is None:
             text = f"there is no session {message.session!r}; it was closed or has waited too long"
             self._error(peer_id, "no_session", text, re=message.id, session=message.session)
@@ -282,7 +260,7 @@ class Hub:
             if isinstance(told, m.Frame):
                 told = msgspec.structs.replace(told, replay=True)
             self._send(peer_id, told, said.payload)
-        session.played_at = now
+        session.pacing.attached(now)
 
     def _adopt(self, peer_id: bytes, peer: Peer, session: Session) -> None:
         """Give a session to a connection; the one that had it before is told."""
@@ -296,28 +274,18 @@ class Hub:
         peer.sessions.add(session.name)
 
     def _credit(self, peer_id: bytes, message: m.Credit, now: float) -> None:
-        session = self.sessions.get(message.session)
+        session = self.films.sessions.get(message.session)
         if session is None or session.owner != peer_id:
             return
-        # Never more than a window beyond what was shown, whatever is asked for.
-        most = min(message.played, session.next_seq) + self.limits.window_max
-        session.upto = max(session.upto, min(message.upto, most))
-        session.played = max(session.played, min(message.played, session.next_seq))
-        session.played_at, session.late = now, message.late
+        session.pacing.credit(message.upto, message.played, message.late, now)
 
     def _leave(self, peer_id: bytes, peer: Peer, now: float) -> None:
         for name in tuple(peer.sessions):
-            if name in self.sessions:
-                self._close(self.sessions[name], "the client left")
+            if name in self.films.sessions:
+                self.films.close(self.films.sessions[name], "the client left")
         self.lost(peer_id, now)
 
-    def _close(self, session: Session, reason: str) -> None:
-        self.say(session, m.SessionClosed(
-            session=session.name, reason=reason, frames=session.next_seq, shots=session.shots
-        ), None)  # fmt: skip
-        session.close_film()
-        self.sessions.pop(session.name, None)
-        self._served.pop(session.name, None)
+    def _session_ended(self, session: Session) -> None:
         if session.owner in self.peers:
             self.peers[session.owner].sessions.discard(session.name)
 
@@ -342,31 +310,27 @@ class Hub:
 
     def _send(self, peer_id: bytes, message: m.ServerMessage, payload: Payload | None = None) -> None:
         if payload is not None:
-            self.slots.hold(payload.slot)  # until the adapter has sent it
+            self.films.slots.hold(payload.slot)  # until the adapter has sent it
         self.outgoing.append(Outgoing(peer_id, message, payload))
 
     # --- the model --------------------------------------------------------------------------------------------------
-    def slots_for(self, facts: orders.Facts) -> int:
-        """How many slots the frame store needs: every session's replay buffer, and chunks on their way."""
-        chunk = min(facts.chunk_frames, facts.first_chunk_frames)
-        each = -(-self.limits.replay_frames // chunk) + 1 + CHUNKS_IN_FLIGHT
-        return each * self.limits.sessions + self.limits.choices
-
     def model_ready(self, facts: orders.Facts, slots: SlotBook) -> None:
-        """The model can be used; sessions that lost theirs get their films back. ``slots``: the same book again after
-        a restart."""
-        self._facts, self.slots = facts, slots
+        """The model can be used. ``slots``: the same book again after a restart."""
         self._set_model(m.Model(
             name=facts.name, width=facts.width, height=facts.height, fps=facts.fps, chunk_frames=facts.chunk_frames,
             first_chunk_frames=facts.first_chunk_frames, max_shot_chunks=facts.max_shot_chunks,
             usual_shot_chunks=facts.usual_shot_chunks, state="ready", state_text=facts.description,
         ))  # fmt: skip
-        for session in self.sessions.values():
-            session.open_film()
+        self.films.model_ready(facts, slots)
 
     def model_state(self, state: m.ModelState, text: str) -> None:
         """Tell everybody what the model is doing."""
         self._set_model(msgspec.structs.replace(self.model, state=state, state_text=text))
+
+    def model_died(self, text: str) -> None:
+        """The model process is gone and is being started again."""
+        self.films.model_died()
+        self.model_state("restarting", text)
 
     def _set_model(self, model: m.Model) -> None:
         self.model = model
@@ -374,93 +338,33 @@ class Hub:
             if peer.welcomed:
                 self._send(peer_id, m.ModelStatus(model=model))
 
-    def model_died(self, text: str) -> None:
-        """The model process is gone and is being started again."""
-        self.making = None
-        self.model_orders.clear()
-        for session in self.sessions.values():
-            session.model_lost()
-        self.model_state("restarting", text)
-
-    def model_says(self, result: orders.Result, now: float) -> None:
-        """A result of the model process, except for its loading and readiness."""
-        match result:
-            case orders.Made() | orders.NotMade():
-                session, self.making = self.making, None
-                assert session is not None, "one chunk is ordered at a time"
-                if isinstance(result, orders.Made):
-                    session.made(result, now)
-                else:
-                    session.not_made(result)
-            case orders.FilmOpen():
-                if (found := self._of_film(result.film)) is not None:
-                    found.film_opened()
-            case orders.FilmFailed():
-                if (found := self._of_film(result.film)) is not None:
-                    self.say(found, m.Error(
-                        code=result.code, message=result.message, re=found.opened.id, session=found.name,
-                        retryable=result.code in RETRYABLE,
-                    ), None)  # fmt: skip
-                    self._close(found, result.message)
-            case orders.Kept():
-                if (found := self._of_film(result.film)) is not None:
-                    found.kept(result)
-
-    def _of_film(self, film: int) -> Session | None:
-        return next((s for s in self.sessions.values() if s.film == film), None)
-
     # --- time -------------------------------------------------------------------------------------------------------
     def tick(self, now: float) -> None:
         """Whatever time brings: leases, deadlines, statistics; then a chunk to make if the model is free."""
         for peer_id, peer in tuple(self.peers.items()):
             if now - peer.heard > self.limits.lease_s:
                 self.lost(peer_id, now)
-        for session in tuple(self.sessions.values()):
-            limit = min(session.opened.resume_ttl_s, self.limits.resume_ttl_s)
-            if session.owner is None and now - session.detached_at > limit:
-                self._close(session, "expired")
-            elif now - session.begun > self.limits.session_s:
-                self._close(session, "the session has reached its longest time")
-            elif (branch := session.choosing.overdue(now)) is not None:
-                session.choosing.commit(branch, 0, now)
+        self.films.tick(now)
         self.banned = {peer: until for peer, until in self.banned.items() if until > now}
         if now - self._stats_at >= 1:
             self._stats_at = now
             self._tell_statistics(now)
-        self.schedule(now)
-
-    def schedule(self, now: float) -> None:
-        """Order the chunk whose client runs dry first; with nothing urgent, an option of a choice."""
-        if self.making is not None or self.model.state != "ready" or not self.slots.free:
-            return
-        dry = {name: d for name, s in self.sessions.items() if (d := s.deadline(now)) is not None}
-        if dry:
-            session = self.sessions[min(dry, key=lambda name: (dry[name], self._served.get(name, 0)))]
-            session.make()
-        else:
-            spare = ((s, b) for s in self.sessions.values() if (b := s.spare()) is not None)
-            session, branch = next(spare, (None, None))
-            if session is None or branch is None:
-                return
-            session.prepare(branch)
-        self.making = session
-        self._served[session.name] = self.new_number()
+        self.films.schedule(now)
 
     def _tell_statistics(self, now: float) -> None:
-        for session in self.sessions.values():
+        for session in self.films.sessions.values():
             if session.owner is None or session.owner not in self.peers:
                 continue
-            dry = session.starving(now)
-            if dry is not None:
-                self.say(session, dry, None)
+            if (dry := session.starving(now)) is not None:
+                self._send(session.owner, dry)
             if self.peers[session.owner].stats:
-                self.say(session, session.statistics(now), None)
+                self._send(session.owner, session.statistics(now))
 
     def shut_down(self) -> None:
         """Tell everybody; nothing is accepted any more."""
         self.closing = True
-        for session in tuple(self.sessions.values()):
-            self._close(session, "the server stops")
+        for session in tuple(self.films.sessions.values()):
+            self.films.close(session, "the server stops")
         for peer_id in tuple(self.peers):
             self._send(peer_id, m.ServerGoodbye(reason="the server stops"))
-        self.order(orders.Quit())
+        self.films.order(orders.Quit())

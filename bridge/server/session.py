@@ -6,57 +6,19 @@ use. Chunks are made one at a time; everything that changes the picture takes ef
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
-from shotstream.bridge.frame_store import SlotBook
 from shotstream.bridge.model import orders
 from shotstream.bridge.protocol import messages as m
-from shotstream.bridge.protocol.limits import CLOCK_HZ, Limits
+from shotstream.bridge.protocol.limits import CLOCK_HZ
 from shotstream.bridge.server.choosing import Branch, Choosing, Progress
+from shotstream.bridge.server.desk import Boundary, Desk, Making
+from shotstream.bridge.server.pacing import Pacing
 from shotstream.bridge.server.plan import Plan, ShotOrder, SteerOrder
 from shotstream.bridge.server.replay_buffer import Payload, ReplayBuffer, Said
 from shotstream.bridge.server.requests import RequestMemory
 from shotstream.bridge.server.words import Words
-
-
-class Desk(Protocol):
-    """What a session needs of the hub."""
-
-    limits: Limits
-    slots: SlotBook
-    facts: orders.Facts
-
-    def say(self, session: Session, message: m.ServerMessage, payload: Payload | None) -> None: ...
-    def order(self, order: orders.Order) -> None: ...
-    def new_number(self) -> int: ...
-
-
-@dataclass
-class Making:
-    """The chunk in the making, and what it begins with. ``unwanted``: its frames are thrown away."""
-
-    ticket: int
-    film: int
-    slot: int
-    order: ShotOrder | SteerOrder | None
-    branch: Branch | None = None
-    unwanted: bool = False
-
-    @property
-    def request(self) -> int:
-        """The request that this chunk will show first; 0 if none."""
-        return self.order.request if self.order is not None else 0
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """A film between two shots: the model's state (empty at the start) and the director's."""
-
-    saved: bytes
-    shot: int
-    words: Any
-    global_caption: str
 
 
 class Session:
@@ -69,7 +31,8 @@ class Session:
         self.desk, self.name, self.token, self.words, self.seed = desk, name, token, words, seed
         self.owner: bytes | None = owner
         self.opened = opened
-        self.window = min(max(opened.window, desk.limits.window_min), desk.limits.window_max)
+        window = min(max(opened.window, desk.limits.window_min), desk.limits.window_max)
+        self.pacing = Pacing(window, desk.limits.window_max, desk.facts.fps, now)
         self.memory = RequestMemory(desk.limits.ids)
         self.buffer = ReplayBuffer(desk.limits.replay_frames, desk.slots)
         self.plan = Plan()
@@ -81,10 +44,7 @@ class Session:
         self.paused = False
         self.running: ShotOrder | None = None
         self.shot_frames = 0
-        self.next_seq = 0
         self.epoch = 0
-        self.upto = self.window
-        self.played, self.played_at, self.late = 0, now, 0
         self.prompt = 0
         self.shots = 0
         self.begun, self.detached_at = now, 0.0
@@ -99,6 +59,11 @@ class Session:
         self.boundary = Boundary(b"", 0, state, global_caption)
         self.snapshots: dict[str, Boundary] = {}
         self.waiting_snapshots: list[m.Snapshot] = []
+
+    @property
+    def next_seq(self) -> int:
+        """Number of the next frame to send."""
+        return self.pacing.next_seq
 
     # --- talking ----------------------------------------------------------------------------------------------------
     def say(self, message: m.ServerMessage, payload: Payload | None = None) -> None:
@@ -163,7 +128,7 @@ class Session:
         return m.SessionOpened(
             re=request, session=self.name, token=self.token, model=facts.name, width=facts.width, height=facts.height,
             fps=(facts.fps, 1), tb=CLOCK_HZ, chunk_frames=facts.chunk_frames,
-            first_chunk_frames=facts.first_chunk_frames, window=self.window, seed=self.seed, enc=self.opened.enc,
+            first_chunk_frames=facts.first_chunk_frames, window=self.pacing.window, seed=self.seed, enc=self.opened.enc,
             director=self.words.name, resumed=resumed, next_seq=self.next_seq, epoch=self.epoch,
         )  # fmt: skip
 
@@ -289,7 +254,7 @@ class Session:
             )  # fmt: skip
             self.say(frame, Payload(result.slot, start, size))
             start += size
-            self.next_seq += 1
+            self.pacing.next_seq += 1
         self.desk.slots.drop(result.slot)  # the buffer holds it now
         self.shot_frames += len(result.sizes)
         self.starved_told = False
@@ -301,8 +266,7 @@ class Session:
         flush = order.flush or self.flush_next
         if flush:
             self.epoch += 1
-            # What the client drops makes room for as much.
-            self.upto = max(self.upto, self.next_seq + self.window)
+            self.pacing.flush()
         self.flush_next = False
         self.running, self.shot_frames, self.shots = order, 0, self.shots + 1
         self.shown_words = order.after
@@ -320,11 +284,6 @@ class Session:
         self.say(m.ShotEnd(session=self.name, shot=max(0, self.shots - 1), frames=self.shot_frames, reason=reason))
 
     # --- when to make what ------------------------------------------------------------------------------------------
-    def lead_s(self, now: float) -> float:
-        """Seconds of film that lie in the client's queue, estimated from its last credit."""
-        shown = self.played + max(0.0, now - self.played_at) * self.desk.facts.fps
-        return max(0.0, (self.next_seq - shown) / self.desk.facts.fps)
-
     def deadline(self, now: float) -> float | None:
         """When the client runs dry, if there is a chunk to make for it and room for it; else None."""
         if self.paused or self.owner is None or not self.film_open or self.making is not None:
@@ -335,13 +294,13 @@ class Session:
         facts = self.desk.facts
         needed = facts.first_chunk_frames if begins else facts.chunk_frames
         flush = self.flush_next or (self.plan.cut is not None and self.plan.cut.flush)
-        if not flush and self.upto - self.next_seq < needed:
+        if not flush and not self.pacing.room(needed):
             return None
-        return now if flush else now + self.lead_s(now)
+        return now if flush else now + self.pacing.lead_s(now)
 
     def starving(self, now: float) -> m.Starved | None:
         """Told once when the client's queue has run dry, with the reason."""
-        if self.starved_told or not self.next_seq or self.lead_s(now) > 0 or self.paused:
+        if self.starved_told or not self.next_seq or self.pacing.lead_s(now) > 0 or self.paused:
             return None
         self.starved_told = True
         reason: Any = "model"
@@ -356,11 +315,11 @@ class Session:
         times = sorted(self.chunk_ms) or [0.0]
         middle, high = times[len(times) // 2], times[min(len(times) - 1, int(0.95 * len(times)))]
         rate = 1000 * self.desk.facts.chunk_frames / middle if middle else 0.0
-        lead = self.lead_s(now)
+        lead = self.pacing.lead_s(now)
         return m.Stats(
             session=self.name, fps=round(rate, 1), chunk_ms_p50=round(middle, 1), chunk_ms_p95=round(high, 1),
-            lead_ms=round(1000 * lead, 1), credit=max(0, self.upto - self.next_seq),
-            queue=max(0, self.next_seq - self.played), late=self.late,
+            lead_ms=round(1000 * lead, 1), credit=self.pacing.credit_left,
+            queue=self.pacing.queued, late=self.pacing.late,
         )  # fmt: skip
 
     def make(self) -> None:
