@@ -35,7 +35,8 @@ SLOTS: Mapping[str, str] = {
     "engine": "factory(EngineRequest) -> shotstream.runtime.engine.Engine",
     "decoder": "factory(ModelRequest) -> Decoder: streaming latents to pixels, frames to latents",
     "text": "factory(ModelRequest) -> TextEncoder: captions to embeddings",
-    "director": "factory(options: Mapping) -> object with caption(event) -> str",
+    "director": "factory(options: Mapping) -> object with direct(state, event), scene(state, ...), cut(state, ...) and "
+    "prompt(state, text): pure functions of a story's state, as shotstream.bridge.director.Director has them",
     "sink": "factory(target: Path, options: Mapping) -> object with open(info), write(chunk), close()",
     "parity": "factory() -> list[shotstream.runtime.parity.CaseGroup]: further cases of reference vectors",
     "train": "factory(recipe: Mapping, folder: Path) -> object with run() -> None; the name is the stage",
