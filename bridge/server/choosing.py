@@ -125,6 +125,7 @@ class Choosing:
         assert offer is not None
         assert made is not None
         del offer.branches[branch.key]
+        offer.committed = None
         self.drop()
         session.supersede(session.plan.clear())
         session.give_up_making()
@@ -132,12 +133,27 @@ class Choosing:
         session.film = branch.film
         session.show(made, replace(branch.order, request=request, arrived=arrived, flush=True), now, speculative=True)
 
+    def cancel(self, request: int) -> bool:
+        """Take back a choice, or a commit that waits for its chunk; False if this request is neither."""
+        offer = self.offer
+        if offer is None:
+            return False
+        if offer.committed is not None and offer.committed[1] == request:
+            offer.committed = None
+            return True
+        if offer.request != request:
+            return False
+        self.drop()
+        return True
+
     def drop(self) -> None:
         """Close an open choice and free what was prepared."""
         session, offer = self._session, self.offer
         self.offer = None
         if offer is None:
             return
+        if offer.committed is not None:
+            session.supersede([offer.committed[1]])
         for branch in offer.branches.values():
             if branch.made is not None:
                 session.desk.slots.drop(branch.made.slot)

@@ -118,13 +118,11 @@ def _commit(session: Session, message: m.Commit, now: float) -> None:
 
 
 def _cancel(session: Session, message: m.Cancel, now: float) -> None:
-    if session.plan.cancel(message.ref):
-        pass
-    elif session.choosing.offer is not None and session.choosing.offer.request == message.ref:
-        session.choosing.drop()
-    elif session.making is not None and session.making.request == message.ref:
-        session.give_up_making()
-    else:
+    if not (
+        session.plan.cancel(message.ref)
+        or session.choosing.cancel(message.ref)
+        or session.cancel_making(message.ref)
+    ):
         raise Refused("invalid_argument", f"request {message.ref} does not wait: it was applied, refused or never made")
     session.ack(message.id)
     session.reject(message.ref, "cancelled", "taken back")

@@ -152,17 +152,20 @@ class Session:
         self.open_film()
 
     def model_lost(self) -> None:
-        """The model process died: the running shot is planned again from its beginning."""
+        """The model process died: the shot that was running, or about to, is planned again from its beginning."""
         making, self.making = self.making, None
+        again = self.running and replace(self.running, request=0)
         if making is not None:
             self.desk.slots.drop(making.slot)
-        again = self.running
-        if making is not None and making.branch is None and isinstance(making.order, ShotOrder):
-            again = making.order
+            if making.branch is None and isinstance(making.order, ShotOrder):
+                again = making.order
+            elif isinstance(making.order, SteerOrder):
+                self.supersede([making.order.request])
         self.choosing.drop()
         if again is not None and self.plan.cut is None:
-            again = replace(again, flush=True, request=again.request if again is not self.running else 0)
-            self.plan.put_cut(again)
+            self.plan.put_cut(replace(again, flush=True))
+        elif again is not None:
+            self.supersede([again.request])
         self.running = None
         self.film_open = False
         self.film = self.desk.new_number()
@@ -193,11 +196,9 @@ class Session:
         if making.branch is not None:
             self.choosing.failed(making.branch, result)
             return
-        if making.film != self.film:  # the session has gone on as another film meanwhile
-            return
         order = making.order
-        if result.code == "stopped":
-            self.supersede([order.request] if order is not None else [])
+        if result.code == "stopped" or making.film != self.film:  # the session may have gone on as another film
+            self.supersede([making.request])
             return
         if result.code == "idle":
             self.running = None
@@ -214,6 +215,7 @@ class Session:
             self.choosing.ready(making.branch, result, making.unwanted, now)
         elif making.film != self.film:
             self.desk.slots.drop(result.slot)
+            self.supersede([making.request])
         elif making.unwanted:
             self._throw_away(making.order, result)
         else:
@@ -345,6 +347,15 @@ class Session:
             shot = orders.NewShot(shot.caption, shot.global_caption, shot.chunks, True)
         self.next_global, self.forget_next = None, False
         return shot
+
+    def cancel_making(self, request: int) -> bool:
+        """Give the chunk in the making up if this request asked for it; False if it did not."""
+        making = self.making
+        if making is None or making.unwanted or making.order is None or making.order.request != request:
+            return False
+        self.give_up_making()
+        making.order = replace(making.order, request=0)  # whoever cancels has told already
+        return True
 
     def give_up_making(self) -> None:
         """Stop the chunk in the making; if it is too late for that, its frames are thrown away."""
