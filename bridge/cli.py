@@ -17,6 +17,7 @@ def serve(
     bind: Annotated[str, typer.Option(help="Where to listen; port 0 picks a free one.")] = "tcp://127.0.0.1:5570",
     sessions: Annotated[int, typer.Option(min=1, max=64, help="Films at the same time.")] = 4,
     token: Annotated[str, typer.Option(help="What clients must bring; empty admits every local client.")] = "",
+    director: Annotated[str, typer.Option(help="An event map of your own, a yaml file.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     weights: Annotated[str, typer.Option(help="default, random, or a folder.")] = "default",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of the model process; 0: as torch likes.")] = 0,
@@ -26,14 +27,17 @@ def serve(
 ) -> None:
     """Serve films to game engines until interrupted."""
     from shotstream.bridge.model.options import MockOptions, WorkerOptions
-    from shotstream.bridge.server.start import check_bind, make_gateway
+    from shotstream.bridge.server.start import check_bind, directors, make_gateway, usual_director
 
     check_bind(bind, secure=False)
     width, height = _size(size)
     mock = MockOptions(width, height, chunk_s=chunk_s, jitter_s=jitter_s)
     options = WorkerOptions(model, device, weights, threads, mock)
     console = Console(stderr=True, highlight=False)
-    gateway = make_gateway(options, bind, sessions=sessions, token=token)
+    gateway = make_gateway(
+        options, bind, sessions=sessions, token=token, words=directors(director),
+        default_words=usual_director(model, director),
+    )  # fmt: skip
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: gateway.stop())
     console.print(f"listening on {gateway.endpoint}, {sessions} sessions at most")

@@ -55,7 +55,7 @@ def _cut(session: Session, message: m.Cut, now: float) -> None:
 
 def _place(session: Session, request: int, worded: Worded, after: Any, now: float, *, coalesce: str = "") -> None:
     """Put a worded shot where its urgency says."""
-    shot = NewShot(worded.caption, worded.global_caption, worded.chunks)
+    shot = NewShot(worded.caption, worded.global_caption, worded.chunks, worded.forget)
     before = session.plan.state(session.shown_words)
     flush = worded.at == "now"
     order = ShotOrder(request, now, shot, worded.size, before, after, flush, coalesce)
@@ -96,7 +96,7 @@ def _choices(session: Session, message: m.Choices, now: float) -> None:
     branches = {}
     for option in message.options:
         worded, after = session.words.option(before, option)
-        shot = NewShot(worded.caption, worded.global_caption, worded.chunks)
+        shot = NewShot(worded.caption, worded.global_caption, worded.chunks, worded.forget)
         order = ShotOrder(0, now, shot, worded.size, before, after, flush=True)
         branches[option.key] = Branch(option.key, order)
     timed = message.deadline_ms and message.default
@@ -119,9 +119,7 @@ def _commit(session: Session, message: m.Commit, now: float) -> None:
 
 def _cancel(session: Session, message: m.Cancel, now: float) -> None:
     if not (
-        session.plan.cancel(message.ref)
-        or session.choosing.cancel(message.ref)
-        or session.cancel_making(message.ref)
+        session.plan.cancel(message.ref) or session.choosing.cancel(message.ref) or session.cancel_making(message.ref)
     ):
         raise Refused("invalid_argument", f"request {message.ref} does not wait: it was applied, refused or never made")
     session.ack(message.id)

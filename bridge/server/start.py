@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 
+from shotstream.bridge.director import Director, load_map, shipped_map
 from shotstream.bridge.model.options import WorkerOptions
 from shotstream.bridge.protocol.limits import Limits
+from shotstream.bridge.server.directed import DirectedWords
 from shotstream.bridge.server.gateway import Gateway
 from shotstream.bridge.server.hub import Hub
 from shotstream.bridge.server.words import Words
@@ -24,6 +27,22 @@ def check_bind(bind: str, *, secure: bool) -> None:
             f"{bind} can be reached from other machines, and without keys anybody there could use it; "
             "bind 127.0.0.1, or give --curve-keys DIR"
         )
+
+
+def directors(event_map: str = "") -> dict[str, Words]:
+    """The directors that sessions can ask for; ``event_map``, a yaml file, is one more under the name own. Raises
+    UserError for what is wrong with the file."""
+    found: dict[str, Words] = {name: DirectedWords(name, Director(shipped_map(name))) for name in ("tiny", "cinematic")}
+    if event_map:
+        found["own"] = DirectedWords("own", Director(load_map(Path(event_map))))
+    return found
+
+
+def usual_director(model: str, event_map: str = "") -> str:
+    """The director of sessions that name none: the user's, else the one that speaks the model's language."""
+    if event_map:
+        return "own"
+    return "tiny" if model == "tiny" else "cinematic"
 
 
 def make_gateway(

@@ -11,13 +11,15 @@ from shotstream.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Worded:
-    """A shot in words. ``global_caption`` None: the one in force; ``at`` is never auto; ``chunks`` 0: the usual."""
+    """A shot in words. ``global_caption`` None: the one in force; ``at`` is never auto; ``chunks`` 0: the usual;
+    ``forget``: earlier shots are not remembered."""
 
     caption: str
     at: Urgency
     global_caption: str | None = None
     size: str = ""
     chunks: int = 0
+    forget: bool = False
 
 
 class Words(Protocol):
