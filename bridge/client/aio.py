@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Generator
 from types import TracebackType
 from typing import Any
 
-import zmq
 import zmq.asyncio
 
 from shotstream.bridge.client.client import ENDPOINT, Client, Film
@@ -32,24 +31,23 @@ _NAP_S = 0.02
 class AsyncLink(Link):
     """The same socket, with a wait that lets others run."""
 
-    def _new_context(self) -> Any:
-        return zmq.asyncio.Context(io_threads=1)
-
-    def _new_socket(self) -> zmq.Socket[bytes]:
-        self._awaitable = self._context.socket(zmq.DEALER)
-        return zmq.Socket.shadow(self._awaitable)
+    _awaitable: zmq.asyncio.Socket | None = None
+    """The same socket once more; made where it is waited for, since it belongs to the running loop."""
 
     def drop(self, linger_ms: int = 0) -> None:
-        was_open = self.is_open
-        super().drop(linger_ms)
-        if was_open:
+        self.stop_watching()
+        if self._awaitable is not None:
             self._awaitable.close(linger=linger_ms)
+            self._awaitable = None
+        super().drop(linger_ms)
 
     async def wait_a_little(self, timeout_s: float) -> None:
-        if self.is_open:
-            await self._awaitable.poll(int(timeout_s * 1000))
-        else:
+        if self._socket is None:
             await asyncio.sleep(timeout_s)
+            return
+        if self._awaitable is None:
+            self._awaitable = zmq.asyncio.Socket.shadow(self._socket)
+        await self._awaitable.poll(int(timeout_s * 1000))
 
 
 class AsyncReceipt:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -21,6 +21,23 @@ from shotstream.runtime.errors import UserError
 
 Curve: TypeAlias = tuple[bytes, bytes, bytes]
 """The server's public key, our public key, our secret key; Z85 text of 40 characters each."""
+
+
+_OPTIONS = (
+    (zmq.LINGER, 0),
+    (zmq.IMMEDIATE, 1),
+    (zmq.SNDHWM, 1024),
+    (zmq.RCVHWM, 1000),
+    (zmq.HEARTBEAT_IVL, 1000),
+    (zmq.HEARTBEAT_TIMEOUT, 3000),
+    (zmq.HEARTBEAT_TTL, 3000),
+    (zmq.RECONNECT_IVL, 100),
+    (zmq.RECONNECT_IVL_MAX, 5000),
+    (zmq.HANDSHAKE_IVL, 3000),
+    (zmq.TCP_KEEPALIVE, 1),
+)
+"""IMMEDIATE: nothing is queued for a connection that is not there, where it would reach a server that knows nothing of
+it. The receive queue is longer than all credit that can be granted. No timeouts are set: every call says NOBLOCK."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,7 @@ class Link:
         """Raises `UserError` where the endpoint or a key cannot be right."""
         self.endpoint = endpoint
         self._curve = curve
-        self._context = self._new_context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._broken_off = 0
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -62,13 +79,6 @@ class Link:
             raise
         self.drop()
 
-    def _new_context(self) -> Any:
-        return zmq.Context(io_threads=1)
-
-    def _new_socket(self) -> zmq.Socket[bytes]:
-        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        return socket
-
     @property
     def is_open(self) -> bool:
         return self._socket is not None
@@ -76,18 +86,14 @@ class Link:
     def connect(self) -> None:
         """A new socket in the place of the old one. Connecting itself goes on in the background."""
         self.drop()
-        socket = self._socket = self._new_socket()
+        socket = self._socket = self._context.socket(zmq.DEALER)
         try:
             if self._curve is not None:
                 server, public, secret = (key.encode() if isinstance(key, str) else key for key in self._curve)
                 socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = server, public, secret
         except (zmq.ZMQError, ValueError, TypeError, UnicodeError) as error:
             raise UserError(f"curve is (server public, client public, client secret), in Z85: {error}") from None
-        for option, value in (
-            (zmq.LINGER, 0), (zmq.IMMEDIATE, 1), (zmq.SNDHWM, 1024), (zmq.RCVHWM, 1000), (zmq.SNDTIMEO, 0),
-            (zmq.RCVTIMEO, 0), (zmq.HEARTBEAT_IVL, 1000), (zmq.HEARTBEAT_TIMEOUT, 3000), (zmq.HEARTBEAT_TTL, 3000),
-            (zmq.RECONNECT_IVL, 100), (zmq.RECONNECT_IVL_MAX, 5000), (zmq.HANDSHAKE_IVL, 3000), (zmq.TCP_KEEPALIVE, 1),
-        ):  # fmt: skip
+        for option, value in _OPTIONS:
             socket.setsockopt(option, value)
         self._monitor = socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -100,12 +106,17 @@ class Link:
 
     def drop(self, linger_ms: int = 0) -> None:
         """Away with the socket and everything in it; ``linger_ms`` for what is on its way out."""
+        self.stop_watching()
         socket, self._socket = self._socket, None
         if socket is not None:
-            if self._monitor is not None:
-                socket.disable_monitor()
-            self._monitor = None
             socket.close(linger=linger_ms)
+
+    def stop_watching(self) -> None:
+        """Away with the monitor, before its socket goes."""
+        if self._monitor is not None and self._socket is not None:
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
+        self._monitor = None
 
     def send(self, header: bytes) -> bool:
         """False where that is not possible at once; nothing was sent then."""

@@ -134,7 +134,9 @@ class Playout(Generic[F]):
     def due(self, now: float) -> F | None:
         """The newest frame whose time has come, or the shown one again; None before the first. ``now`` in seconds."""
         if self._looked is not None and self.shown is not None and now - self._looked > STALL_S:
-            self._shown_due += now - self._looked - self.period_s
+            waited = now - self._looked - self.period_s
+            self._shown_due += waited
+            self._held_from += waited
         self._looked = now if self._looked is None else max(now, self._looked)
         first = True
         while self._queue:
