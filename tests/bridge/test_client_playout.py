@@ -227,3 +227,9 @@ def test_an_engine_learns_how_long_the_picture_has_stood_still_but_not_of_flicke
     assert not hold.holding
     hold.update(0.2, card(0), held_s=0.2)
     assert (hold.holding, hold.hold_s) == (True, 0.2)
+
+
+def test_a_frame_that_comes_twice_is_taken_once() -> None:
+    player = filled(3)
+    assert not player.add(card(1), 0.0)
+    assert player.queued == 3

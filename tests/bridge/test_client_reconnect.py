@@ -205,3 +205,28 @@ def test_wherever_the_connection_breaks_nothing_is_lost_shown_twice_or_done_twic
     assert sorted(session.done) == [receipt.id for receipt in receipts]
     assert all(receipt.answered for receipt in receipts)
     assert film.waiting == 0
+
+
+def test_what_nobody_answered_is_asked_again_as_soon_as_the_film_is_back(world) -> None:
+    world.playing()
+    world.script.mute = True
+    receipt = world.prompt()
+    world.step(4.0)  # long enough for the next attempt to be seconds away
+    world.script.mute = False
+    world.cut_wire()
+    world.step(0.3)
+    assert receipt.status == "applied"
+
+
+def test_credit_that_was_lost_with_the_connection_is_told_again(world) -> None:
+    film = world.playing()
+    world.prompt()
+    world.step(0.1)
+    session = world.script.session
+    world.script.make(session)
+    world.step(1.0)
+    assert film.player.upto > 24
+    session.upto = 24  # as if none of it had arrived
+    world.cut_wire()
+    world.step(0.5)
+    assert session.upto == film.player.upto == 9 + 24
