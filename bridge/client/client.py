@@ -229,6 +229,8 @@ class Film(Verbs[Receipt]):
     def _ask(self, message: m.SessionRequest, on_change: Callback) -> Receipt:
         receipt = self._client._core.ask(self._client._clock(), self._core, message, on_change)
         self._client._flush()
+        if self not in self._client._films:  # it has ended, but this receipt's callback is still to be called
+            self._client._films.append(self)
         return receipt
 
     def fork(self, snap: str = "", *, name: str = "") -> Film:

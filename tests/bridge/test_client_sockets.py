@@ -198,6 +198,16 @@ def test_a_wrong_address_or_key_is_an_error_at_once() -> None:
         Client(curve=("too short", "x", "y"))
 
 
+def test_a_film_that_has_ended_refuses_what_is_asked_of_it_and_says_so(server) -> None:
+    with opened(server) as (client, film):
+        film.close()
+        assert client.wait(lambda: film.state == "closed" and not client.films, 5)
+        told: list[str] = []
+        receipt = film.event("Door", on_change=lambda receipt: told.append(receipt.status))
+        client.poll()
+        assert (receipt.code, told) == ("no_session", ["rejected"])
+
+
 def test_leaving_closes_the_films_at_the_server(server) -> None:
     with opened(server):
         assert server.script.sessions
