@@ -217,7 +217,6 @@ def test_leaving_closes_the_films_at_the_server(server) -> None:
     assert not server.script.sessions
 
 
-# --- nothing hangs ----------------------------------------------------------------------------------------------------
 def test_no_call_hangs_without_a_server() -> None:
     client = Client(f"tcp://127.0.0.1:{free_port()}")
     assert_nothing_hangs(client)
@@ -303,7 +302,6 @@ def test_importing_the_bridge_loads_no_sockets() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=20, check=False).returncode == 0
 
 
-# --- asyncio ----------------------------------------------------------------------------------------------------------
 def run(main) -> None:
     asyncio.run(asyncio.wait_for(main(), 15))
 
