@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,10 @@ def serve(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     weights: Annotated[str, typer.Option(help="default, random, or a folder.")] = "default",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of the model process; 0: as torch likes.")] = 0,
+    curve_keys: Annotated[
+        Path | None, typer.Option(help="Folder of keys (see: shotstream keys); needed beyond this machine.")
+    ] = None,
+    record: Annotated[Path | None, typer.Option(help="Write what was made, for: shotstream replay FILE.")] = None,
     chunk_s: Annotated[float, typer.Option(min=0, help="mock: seconds a chunk.")] = 0.5,
     jitter_s: Annotated[float, typer.Option(min=0, help="mock: give or take.")] = 0.05,
     size: Annotated[str, typer.Option(help="mock: WIDTHxHEIGHT.")] = "832x480",
@@ -29,14 +34,14 @@ def serve(
     from shotstream.bridge.model.options import MockOptions, WorkerOptions
     from shotstream.bridge.server.start import check_bind, directors, make_gateway, usual_director
 
-    check_bind(bind, secure=False)
+    check_bind(bind, secure=curve_keys is not None)
     width, height = _size(size)
     mock = MockOptions(width, height, chunk_s=chunk_s, jitter_s=jitter_s)
-    options = WorkerOptions(model, device, weights, threads, mock)
+    options = WorkerOptions(model, device, weights, threads, mock=mock)
     console = Console(stderr=True, highlight=False)
     gateway = make_gateway(
         options, bind, sessions=sessions, token=token, words=directors(director),
-        default_words=usual_director(model, director),
+        default_words=usual_director(model, director), curve_keys=curve_keys, record=record,
     )  # fmt: skip
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: gateway.stop())
@@ -46,6 +51,39 @@ def serve(
     if gateway.failure:
         raise UserError(gateway.failure)
     console.print("stopped")
+
+
+def keys(
+    folder: Annotated[Path, typer.Argument(help="Where the keys lie; made if it is not there.")],
+    client: Annotated[list[str] | None, typer.Option(help="Also make keys for this client; may be repeated.")] = None,
+) -> None:
+    """Make the server's keys, and one pair for every client that may come."""
+    from shotstream.bridge.server.keys import make_client_keys, make_server_keys
+
+    typer.echo(f"{make_server_keys(folder)}  (public: give it to every client)")
+    for name in client or ():
+        typer.echo(f"{make_client_keys(folder, name)}  (secret: move it to {name})")
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(help="A recording of: shotstream serve --record FILE.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for an MP4 of every session.")] = None,
+) -> None:
+    """Make the films of a recording again and compare every frame; exit code 1 if one differs."""
+    from shotstream.bridge.replay import replay as make_again
+
+    console = Console(stderr=True, highlight=False)
+    found = make_again(file, out, console.print)
+    for path in found.films:
+        typer.echo(str(path))
+    for film, shot, chunk in found.differing:
+        typer.echo(f"differs: film {film}, shot {shot}, chunk {chunk}")
+    same = found.chunks - len(found.differing)
+    typer.echo(
+        f"{same} of {found.chunks} chunks are bit for bit the same; {sum(found.frames.values())} frames were shown"
+    )
+    if found.differing:
+        raise typer.Exit(1)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -66,7 +104,8 @@ class BridgePlugin:
 
 
 def _mount(app: Any) -> None:
-    app.command()(serve)
+    for command in (serve, replay, keys):
+        app.command()(command)
 
 
 plugin = BridgePlugin()

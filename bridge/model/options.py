@@ -27,4 +27,6 @@ class WorkerOptions:
     device: str = "cpu"
     weights: str = "default"
     threads: int = 0
+    digests: bool = False
+    """Whether chunks are hashed, as a recording needs it."""
     mock: MockOptions = field(default_factory=MockOptions)

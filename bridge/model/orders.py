@@ -141,6 +141,8 @@ class Made(_Tagged, frozen=True):
     sizes: list[int]
     last: bool
     gen_ms: float
+    digest: str = ""
+    """SHA-256 (hex) of the frames as made, before any encoding; empty unless asked for."""
 
 
 class NotMade(_Tagged, frozen=True):

@@ -6,6 +6,7 @@ thread does them in order. The bridge starts it as ``python -m shotstream.bridge
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -44,8 +45,12 @@ def make_studio(options: WorkerOptions) -> Studio:
 class Worker:
     """Does orders one by one with a studio; `run` returns when it is told to quit."""
 
-    def __init__(self, studio: Studio, send: Any) -> None:
-        self.studio, self._send = studio, send
+    def __init__(self, studio: Studio, send: Any, *, digests: bool = False) -> None:
+        self.studio, self._send, self._digests = studio, send, digests
+        self._captions: dict[int, str] = {}
+        """What every film's last chunk showed."""
+        self._unseen: set[int] = set()
+        """Films whose shot was given up before it had a frame: it must not go on by itself."""
         self.films: dict[int, Film] = {}
         self.store: FrameStore | None = None
         self._stopped: set[int] = set()
@@ -83,6 +88,8 @@ class Worker:
             case orders.CloseFilm():
                 if film := self.films.pop(order.film, None):
                     film.close()
+                self._captions.pop(order.film, None)
+                self._unseen.discard(order.film)
             case orders.Make():
                 self._make(order)
 
@@ -106,9 +113,10 @@ class Worker:
     def _make(self, order: orders.Make) -> None:
         begun = time.perf_counter()
         film = self.films.get(order.film)
-        if film is None:
-            self._send(orders.NotMade(order.film, order.ticket, "idle", "there is no such film"))
+        if film is None or (order.shot is None and order.film in self._unseen):
+            self._send(orders.NotMade(order.film, order.ticket, "idle", "no shot is running"))
             return
+        self._unseen.discard(order.film)
         try:
             if order.shot is not None:
                 kept = film.keep()
@@ -118,6 +126,7 @@ class Worker:
                 film.steer(order.steer)
             piece = film.make(lambda: order.ticket in self._stopped)
         except Stopped:
+            self._undo(order, film)
             self._send(orders.NotMade(order.film, order.ticket, "stopped"))
         except UserError as error:
             code = "text_too_long" if "tokens" in str(error) else "invalid_argument"
@@ -132,13 +141,22 @@ class Worker:
                 self._look_ahead(order.film, film, piece)
         self._stopped.discard(order.ticket)
 
+    def _undo(self, order: orders.Make, film: Film) -> None:
+        """A chunk that was given up leaves no trace of what it was to begin with."""
+        if order.shot is not None:
+            self._unseen.add(order.film)
+        elif order.steer:
+            film.steer(self._captions[order.film])
+
     def _deliver(self, order: orders.Make, piece: Piece, begun: float) -> None:
         assert self.store is not None, "the store comes before the first order to make"
         sizes = write_frames(piece.frames, order.enc, order.quality, self.store.view(order.slot))
+        self._captions[order.film] = piece.caption
+        digest = digest_of(piece.frames) if self._digests else ""
         self._send(
             orders.Made(
                 order.film, order.ticket, order.slot, piece.shot, piece.chunk, piece.caption, sizes, piece.last,
-                1000 * (time.perf_counter() - begun),
+                1000 * (time.perf_counter() - begun), digest,
             )
         )  # fmt: skip
 
@@ -148,6 +166,11 @@ class Worker:
             self._send(orders.Kept(number, *film.keep()))
         elif self._orders.empty():
             film.settle()
+
+
+def digest_of(frames: npt.NDArray[np.uint8]) -> str:
+    """SHA-256 (hex) of a chunk's frames, uint8 [F, H, W, 3]."""
+    return hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest()
 
 
 def write_frames(frames: npt.NDArray[np.uint8], enc: Encoding, quality: int, into: npt.NDArray[np.uint8]) -> list[int]:
@@ -190,7 +213,7 @@ def main(address: str, options_json: str) -> None:
     inside.bind("inproc://results")
     outside = context.socket(zmq.PAIR)
     outside.connect("inproc://results")
-    worker = Worker(make_studio(options), lambda result: outside.send(orders.encode(result)))
+    worker = Worker(make_studio(options), lambda result: outside.send(orders.encode(result)), digests=options.digests)
     thread = threading.Thread(target=_carry, args=(context, address, inside, worker), daemon=True)
     thread.start()
     try:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import zmq
 
@@ -16,10 +17,14 @@ from shotstream.bridge.model import orders
 from shotstream.bridge.model.options import WorkerOptions
 from shotstream.bridge.protocol.envelope import pack
 from shotstream.bridge.protocol.limits import MAGIC
+from shotstream.bridge.record import Recorder
 from shotstream.bridge.server.hub import Hub, Outgoing
 from shotstream.bridge.server.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
+
+Secure: TypeAlias = Callable[[zmq.Socket], Callable[[], None]]
+"""Makes a socket demand keys; what it returns ends that."""
 
 _TICK_MS = 20
 _STALLED = 4096
@@ -38,19 +43,19 @@ class Gateway:
     """One server. `run` works until `stop` is called, from a signal handler or another thread."""
 
     def __init__(
-        self, hub: Hub, worker: WorkerOptions, bind: str, *, secure: Callable[[zmq.Socket], None] | None = None,
-        context: zmq.Context | None = None,
+        self, hub: Hub, worker: WorkerOptions, bind: str, *, secure: Secure | None = None,
+        context: zmq.Context | None = None, recorder: Recorder | None = None,
     ) -> None:  # fmt: skip
         self.hub = hub
         self._context = context or zmq.Context()
         self._router = _router(self._context, hub.limits.part_bytes)
-        if secure is not None:
-            secure(self._router)
+        self._end_security = secure(self._router) if secure is not None else lambda: None
         self._router.bind(bind)
         self.endpoint: str = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
         self.supervisor = Supervisor(self._context, worker)
         self._store: FrameStore | None = None
         self._flights: deque[Flight] = deque()
+        self._recorder = recorder
         self._stalled: dict[bytes, deque[Outgoing]] = {}
         self._stopping = False
         self.failure = ""
@@ -71,8 +76,11 @@ class Gateway:
         finally:
             self.supervisor.stop()
             self._router.close(500)
+            self._end_security()
             if self._store is not None:
                 self._store.unlink()
+            if self._recorder is not None:
+                self._recorder.close()
 
     def _once(self) -> None:
         """Wait for something to happen, and deal with all of it."""
@@ -99,7 +107,10 @@ class Gateway:
         """Everything that the hub has put out, to where it goes."""
         hub = self.hub
         while hub.model_orders:
-            self.supervisor.send(hub.model_orders.popleft())
+            order = hub.model_orders.popleft()
+            self.supervisor.send(order)
+            if self._recorder is not None:
+                self._recorder.order(order)
         while hub.outgoing:
             out = hub.outgoing.popleft()
             waiting = self._stalled.get(out.peer)
@@ -120,6 +131,8 @@ class Gateway:
 
     def _send(self, out: Outgoing) -> bool:
         """Hand a message to the transport; False if it must wait. One for a connection that is gone is dropped."""
+        if self._recorder is not None:
+            self._recorder.sent(out)
         parts: list[bytes | memoryview] = [out.peer, MAGIC, pack(out.message)]
         payload = out.payload
         try:
@@ -160,6 +173,8 @@ class Gateway:
                 self.hub.model_state("failed", result.message)
                 self._stopping = True
             case _:
+                if self._recorder is not None:
+                    self._recorder.result(result)
                 self.hub.films.model_says(result, now)
 
     def _model_ready(self, facts: orders.Facts) -> None:

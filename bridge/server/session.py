@@ -201,7 +201,7 @@ class Session:
             self.supersede([making.request])
             return
         if result.code == "idle":
-            self.running = None
+            self._end_shot("cut")
             return
         if order is not None:
             self.reject(order.request, result.code, result.message)

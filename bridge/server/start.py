@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
+
+import zmq
 
 from shotstream.bridge.director import Director, load_map, shipped_map
 from shotstream.bridge.model.options import WorkerOptions
 from shotstream.bridge.protocol.limits import Limits
+from shotstream.bridge.record import Recorder
 from shotstream.bridge.server.directed import DirectedWords
 from shotstream.bridge.server.gateway import Gateway
 from shotstream.bridge.server.hub import Hub
+from shotstream.bridge.server.keys import secure_with
 from shotstream.bridge.server.words import Words
 from shotstream.runtime.errors import UserError
 
@@ -47,13 +53,21 @@ def usual_director(model: str, event_map: str = "") -> str:
 
 def make_gateway(
     options: WorkerOptions, bind: str, *, sessions: int = 4, token: str = "", words: Mapping[str, Words] | None = None,
-    default_words: str = "", limits: Limits | None = None,
+    default_words: str = "", limits: Limits | None = None, curve_keys: Path | None = None, record: Path | None = None,
 ) -> Gateway:  # fmt: skip
     """A gateway that listens already; `Gateway.run` starts the model. ``default_words``: the director of sessions that
     name none."""
     limits = limits or Limits(sessions=sessions)
+    if record is not None:
+        options = replace(options, digests=True)
     hub = Hub(
         limits, words or {}, default_words, lambda: secrets.token_urlsafe(12), lambda: secrets.randbelow(2**31),
         token=token, model=options.model,
     )  # fmt: skip
-    return Gateway(hub, options, bind.replace(":0", ":*") if bind.endswith(":0") else bind)
+    recorder = Recorder(record, options, metadata.version("shotstream")) if record is not None else None
+    where = bind[:-1] + "*" if bind.endswith(":0") else bind
+    secure = secure_with(curve_keys) if curve_keys is not None else None
+    try:
+        return Gateway(hub, options, where, secure=secure, recorder=recorder)
+    except zmq.ZMQError as error:
+        raise UserError(f"cannot listen on {bind}: {error.strerror}; choose another address with --bind") from None
