@@ -49,9 +49,9 @@ def test_who_has_keys_is_served(server: Gateway, folder: Path) -> None:
 def test_who_is_not_on_the_list_is_told_so(server: Gateway, folder: Path, tmp_path: Path) -> None:
     other = make_client_keys(tmp_path / "elsewhere", "mallory")
     pair = read_client_keys(folder / "server.key", other)
-    with Client(server.endpoint, curve=(pair.server_public, pair.public, pair.secret)) as client:
-        with pytest.raises(UserError):
-            client.wait(lambda: client.state == "welcomed", 10)
+    curve = (pair.server_public, pair.public, pair.secret)
+    with Client(server.endpoint, curve=curve) as client, pytest.raises(UserError):
+        client.wait(lambda: client.state == "welcomed", 10)
 
 
 def test_secret_files_are_for_their_owner_alone(folder: Path) -> None:
