@@ -67,7 +67,7 @@ def test_a_recording_is_made_again_bit_for_bit(tmp_path: Path) -> None:
 
 def test_the_embedded_model_is_replayed_bit_for_bit(tmp_path: Path) -> None:
     file = tmp_path / "evening.rec"
-    captions = ["Wide shot: the red cat stands still.", "Wide shot: the red cat dances.", "Close-up: the red cat jumps."]
+    captions = [f"Wide shot: the red cat {does}." for does in ("stands still", "dances", "waves")]
     play(file, WorkerOptions("tiny", threads=1), captions)
     found = replay(file)
     assert found.differing == []

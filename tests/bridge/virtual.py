@@ -1,4 +1,4 @@
-"""A server without sockets and without time: the hub, a model that needs virtual seconds, and clients that are lists."""
+"""A server without sockets and without time: the hub, a model that needs virtual seconds, clients that are lists."""
 
 from __future__ import annotations
 
