@@ -26,6 +26,8 @@ CODES: dict[str, str] = {
     "model_failed": "the model process died or failed; it is started again from the last shot boundary",
     "snapshot_missing": "no such snapshot",
     "expired": "the session waited too long for its client",
+    "closed": "the client asked for it",
+    "time_limit": "the session has reached its longest time",
     "internal": "a defect of the server, with its log line",
     "shutting_down": "the server is about to stop",
 }

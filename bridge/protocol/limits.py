@@ -7,7 +7,7 @@ import msgspec
 MAGIC = b"SST/1"
 """First part of every message. Another major version is another magic."""
 PROTO = (1, 0)
-"""Major and minor version. Minor versions only add optional fields, messages and enum values."""
+"""Major and minor version. Minor versions only add optional fields and messages."""
 
 CLOCK_HZ = 90_000
 """Unit of `pts`: exact for 15, 16, 24, 25, 30 and 60 frames a second."""

@@ -440,7 +440,8 @@ class Restored(ServerMessage, frozen=True, kw_only=True, tag="restored"):
 
 
 class Forked(ServerMessage, frozen=True, kw_only=True, tag="forked"):
-    """The new session stands open on the same connection; a `session_opened` for it comes first."""
+    """The new session stands open on the same connection; a `session_opened` for it, with the same ``re``, comes first.
+    Its frames are numbered from 0 and its first window is granted, as after `open_session`."""
 
     re: RequestId
     session: Name
@@ -482,8 +483,11 @@ class Error(ServerMessage, frozen=True, kw_only=True, tag="error"):
 
 
 class SessionClosed(ServerMessage, frozen=True, kw_only=True, tag="session_closed"):
+    """A film has ended. ``code``: closed, expired, time_limit, shutting_down, or an error's; ``reason`` is for people."""
+
     session: Name
-    reason: Name
+    reason: Text
+    code: Name = "closed"
     frames: Count = 0
     shots: Count = 0
 

@@ -67,9 +67,11 @@ class Films:
         self.sessions[session.name] = session
         session.open_film()
 
-    def close(self, session: Session, reason: str) -> None:
+    def close(self, session: Session, reason: str, code: str = "closed") -> None:
         """End a session and free what it holds."""
-        told = m.SessionClosed(session=session.name, reason=reason, frames=session.next_seq, shots=session.shots)
+        told = m.SessionClosed(
+            session=session.name, reason=reason, code=code, frames=session.next_seq, shots=session.shots
+        )
         self.say(session, told, None)
         session.close_film()
         self.sessions.pop(session.name, None)
@@ -123,7 +125,7 @@ class Films:
             code=result.code, message=result.message, re=session.opened.id, session=session.name, retryable=retryable
         )
         self.say(session, told, None)
-        self.close(session, result.message)
+        self.close(session, result.message, result.code)
 
     def _of_film(self, film: int) -> Session | None:
         return next((s for s in self.sessions.values() if s.film == film), None)
@@ -134,9 +136,9 @@ class Films:
         for session in tuple(self.sessions.values()):
             patience = min(session.opened.resume_ttl_s, self.limits.resume_ttl_s)
             if session.owner is None and now - session.detached_at > patience:
-                self.close(session, "expired")
+                self.close(session, "its client did not come back", "expired")
             elif now - session.begun > self.limits.session_s:
-                self.close(session, "the session has reached its longest time")
+                self.close(session, "the session has reached its longest time", "time_limit")
             elif (branch := session.choosing.overdue(now)) is not None:
                 session.choosing.commit(branch, 0, now)
 

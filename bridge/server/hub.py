@@ -24,6 +24,7 @@ from shotstream.bridge.server.handlers import Refused, fork_boundary, handle
 from shotstream.bridge.server.replay_buffer import Payload
 from shotstream.bridge.server.requests import Rate
 from shotstream.bridge.server.session import Session
+from shotstream.bridge.server.vitals import starving, statistics
 from shotstream.bridge.server.words import OwnWords, Words
 from shotstream.runtime.errors import UserError
 
@@ -195,7 +196,8 @@ class Hub:
     def _session_request(self, peer_id: bytes, peer: Peer, message: Any, now: float) -> None:
         session = self.films.sessions.get(message.session)
         if session is None:
-            self._error(peer_id, "no_session", f"there is no session {message.session!r}", re=message.id)
+            text = f"there is no session {message.session!r}"
+            self._error(peer_id, "no_session", text, re=message.id, session=message.session)
             return
         if session.owner != peer_id:
             self._error(
@@ -235,8 +237,8 @@ class Hub:
         twin = Session(self.films, name, self.new_name(), session.owner, opened, session.words, session.seed, now)
         twin.boundary, twin.shown_words, twin.global_caption = boundary, boundary.words, boundary.global_caption
         session.ack(message.id)
+        twin.parent = session
         self._start(peer, twin, message.id)
-        session.answer(message.id, m.Forked(re=message.id, session=session.name, fork=name))
 
     def _resume(self, peer_id: bytes, peer: Peer, message: m.Resume, now: float) -> None:
         session = self.films.sessions.get(message.session)
@@ -355,16 +357,16 @@ class Hub:
         for session in self.films.sessions.values():
             if session.owner is None or session.owner not in self.peers:
                 continue
-            if (dry := session.starving(now)) is not None:
+            if (dry := starving(session, now)) is not None:
                 self._send(session.owner, dry)
             if self.peers[session.owner].stats:
-                self._send(session.owner, session.statistics(now))
+                self._send(session.owner, statistics(session, now))
 
     def shut_down(self) -> None:
         """Tell everybody; nothing is accepted any more."""
         self.closing = True
         for session in tuple(self.films.sessions.values()):
-            self.films.close(session, "the server stops")
+            self.films.close(session, "the server stops", "shutting_down")
         for peer_id in tuple(self.peers):
             self._send(peer_id, m.ServerGoodbye(reason="the server stops"))
         self.films.order(orders.Quit())

@@ -41,6 +41,8 @@ class Session:
         self.film = desk.new_number()
         self.film_open = False
         self.announced = False
+        self.parent: Session | None = None
+        """The session that this one was forked from."""
         self.paused = False
         self.running: ShotOrder | None = None
         self.shot_frames = 0
@@ -137,7 +139,12 @@ class Session:
         self.film_open = True
         if not self.announced:
             self.announced = True
-            self.answer(self.opened.id, self.opened_message(self.opened.id))
+            request = self.opened.id
+            opened = self.opened_message(request)
+            self.answer(request, opened)
+            if self.parent is not None:  # the fork was asked for there, and would be asked for there again
+                self.parent.memory.answer(request, opened)
+                self.parent.answer(request, m.Forked(re=request, session=self.parent.name, fork=self.name))
 
     def replace_film(self, boundary: Boundary) -> None:
         """Go on from a boundary: what runs and what waits is dropped."""
@@ -299,30 +306,6 @@ class Session:
         if not flush and not self.pacing.room(needed):
             return None
         return now if flush else now + self.pacing.lead_s(now)
-
-    def starving(self, now: float) -> m.Starved | None:
-        """Told once when the client's queue has run dry, with the reason."""
-        if self.starved_told or not self.next_seq or self.pacing.lead_s(now) > 0 or self.paused:
-            return None
-        self.starved_told = True
-        reason: Any = "model"
-        if self.running is None and self.plan.empty and self.making is None:
-            reason = "story"
-        elif self.making is None and self.deadline(now) is None:
-            reason = "credit"
-        return m.Starved(session=self.name, since_ms=0.0, reason=reason)
-
-    def statistics(self, now: float) -> m.Stats:
-        """How the film runs."""
-        times = sorted(self.chunk_ms) or [0.0]
-        middle, high = times[len(times) // 2], times[min(len(times) - 1, int(0.95 * len(times)))]
-        rate = 1000 * self.desk.facts.chunk_frames / middle if middle else 0.0
-        lead = self.pacing.lead_s(now)
-        return m.Stats(
-            session=self.name, fps=round(rate, 1), chunk_ms_p50=round(middle, 1), chunk_ms_p95=round(high, 1),
-            lead_ms=round(1000 * lead, 1), credit=self.pacing.credit_left,
-            queue=self.pacing.queued, late=self.pacing.late,
-        )  # fmt: skip
 
     def make(self) -> None:
         """Order the next chunk."""
