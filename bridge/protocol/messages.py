@@ -483,7 +483,8 @@ class Error(ServerMessage, frozen=True, kw_only=True, tag="error"):
 
 
 class SessionClosed(ServerMessage, frozen=True, kw_only=True, tag="session_closed"):
-    """A film has ended. ``code``: closed, expired, time_limit, shutting_down, or an error's; ``reason`` is for people."""
+    """A film has ended. ``code``: closed, expired, time_limit, shutting_down, or an error's; ``reason`` is for
+    people."""
 
     session: Name
     reason: Text
