@@ -6,6 +6,8 @@ everything goes out through the two queues `outgoing` (to clients) and `model_or
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +20,8 @@ from shotstream.bridge.model import orders
 from shotstream.bridge.protocol import messages as m
 from shotstream.bridge.protocol.codes import RETRYABLE
 from shotstream.bridge.protocol.envelope import BadMessage, Part, unpack_client
-from shotstream.bridge.protocol.limits import PROTO, Limits
+from shotstream.bridge.protocol.limits import PROTO, TEXT, Limits
+from shotstream.bridge.protocol.messages import FromClient
 from shotstream.bridge.server.films import Films
 from shotstream.bridge.server.handlers import Refused, fork_boundary, handle
 from shotstream.bridge.server.replay_buffer import Payload
@@ -28,6 +31,9 @@ from shotstream.bridge.server.vitals import starving, statistics
 from shotstream.bridge.server.words import OwnWords, Words
 from shotstream.runtime.errors import UserError
 
+log = logging.getLogger(__name__)
+
+_BANNED_MOST = 4096
 FEATURES = ["steer", "fork", "choices", "snapshot"]
 ENCODINGS: list[str] = ["rgb24", "rgba32", "bgra32", "jpeg", "none"]
 
@@ -85,6 +91,15 @@ class Hub:
         except BadMessage as bad:
             self._bad(peer_id, bad, now)
             return
+        try:
+            self._message(peer_id, message, now)
+        except Exception as error:  # one client's message never ends the others' films
+            log.exception("a %s could not be handled", type(message).__name__)
+            text = f"the server could not handle this ({type(error).__name__}); its log says more"
+            request, session = getattr(message, "id", 0), getattr(message, "session", "")
+            self._bad(peer_id, BadMessage("internal", text, request, session), now)
+
+    def _message(self, peer_id: bytes, message: FromClient, now: float) -> None:
         peer = self.peers.get(peer_id)
         if peer is not None:
             peer.heard = now
@@ -124,7 +139,7 @@ class Hub:
             text = f"this server speaks version {PROTO[0]}.{PROTO[1]}, the client {hello.proto[0]}.{hello.proto[1]}"
             self._error(peer_id, "version", text, fatal=True)
             return
-        if self.token and hello.token != self.token:
+        if self.token and not secrets.compare_digest(hello.token.encode(), self.token.encode()):
             self._error(peer_id, "unauthorized", "the token is missing or wrong", fatal=True)
             return
         if peer_id not in self.peers and len(self.peers) >= self.limits.connections:
@@ -180,6 +195,8 @@ class Hub:
         facts = self.films.facts
         if len(self.films.sessions) >= self.limits.sessions:
             return "busy", f"all {self.limits.sessions} sessions are taken"
+        if self.films.crowded():
+            return "busy", "frames of closed sessions still wait for clients that do not fetch them"
         if len(peer.sessions) >= self.limits.sessions_per_connection:
             return "busy", f"a connection has at most {self.limits.sessions_per_connection} sessions"
         if message.model not in ("", facts.name):
@@ -188,6 +205,8 @@ class Hub:
             return "not_supported", f"{facts.name} makes {facts.width}x{facts.height}"
         if message.fps not in (0, facts.fps):
             return "not_supported", f"{facts.name} makes {facts.fps} frames a second"
+        if message.policy != "pace":
+            return "not_supported", "this server sends every frame (policy pace)"
         if message.director and message.director not in self.words:
             known = ", ".join(n for n in self.words if n) or "none"
             return "not_supported", f"there is no director {message.director!r}; there is {known}"
@@ -246,7 +265,7 @@ class Hub:
             text = f"there is no session {message.session!r}; it was closed or has waited too long"
             self._error(peer_id, "no_session", text, re=message.id, session=message.session)
             return
-        if message.token != session.token:
+        if not secrets.compare_digest(message.token.encode(), session.token.encode()):
             self._error(peer_id, "bad_token", "the token is not this session's", re=message.id, session=session.name)
             return
         self._adopt(peer_id, peer, session)
@@ -303,12 +322,14 @@ class Hub:
         if len(peer.bad) > self.limits.bad_messages:
             self._send(peer_id, m.ServerGoodbye(reason="abuse"))
             self.banned[peer_id] = now + self.limits.ban_s
+            while len(self.banned) > _BANNED_MOST:
+                del self.banned[next(iter(self.banned))]
             self.lost(peer_id, now)
             return
         self._error(peer_id, bad.code, str(bad), re=bad.re, session=bad.session)
 
     def _error(self, peer_id: bytes, code: str, text: str, **details: Any) -> None:
-        self._send(peer_id, m.Error(code=code, message=text, retryable=code in RETRYABLE, **details))
+        self._send(peer_id, m.Error(code=code, message=text[:TEXT], retryable=code in RETRYABLE, **details))
 
     def _send(self, peer_id: bytes, message: m.ServerMessage, payload: Payload | None = None) -> None:
         if payload is not None:

@@ -390,6 +390,7 @@ def test_limits_hold_before_anything_is_made() -> None:
         ({"width": 640, "height": 480}, "not_supported"),
         ({"fps": 24}, "not_supported"),
         ({"director": "nobody"}, "not_supported"),
+        ({"policy": "latest"}, "not_supported"),
     ],
 )
 def test_what_a_server_cannot_do_is_said_at_the_door(fields: dict[str, object], code: str) -> None:
