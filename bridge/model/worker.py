@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -53,13 +54,14 @@ class Worker:
         """Films whose shot was given up before it had a frame: it must not go on by itself."""
         self.films: dict[int, Film] = {}
         self.store: FrameStore | None = None
-        self._stopped: set[int] = set()
+        self._stopped = 0
+        """The newest chunk that is to be given up: there is never more than one to be made."""
         self._orders: queue.SimpleQueue[orders.Order] = queue.SimpleQueue()
 
     def put(self, order: orders.Order) -> None:
         """From the reading thread: queue an order, or heed a stop at once."""
         if isinstance(order, orders.Stop):
-            self._stopped.add(order.ticket)
+            self._stopped = order.ticket
         else:
             self._orders.put(order)
 
@@ -124,7 +126,7 @@ class Worker:
                 self._send(orders.Kept(order.film, *kept))
             elif order.steer:
                 film.steer(order.steer)
-            piece = film.make(lambda: order.ticket in self._stopped)
+            piece = film.make(lambda: order.ticket == self._stopped)
         except Stopped:
             self._undo(order, film)
             self._send(orders.NotMade(order.film, order.ticket, "stopped"))
@@ -133,13 +135,17 @@ class Worker:
             self._send(orders.NotMade(order.film, order.ticket, code, str(error)))
         except MemoryError as error:
             self._send(orders.NotMade(order.film, order.ticket, "out_of_memory", _first_line(error)))
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+            # A defect that concerns one shot: the other films go on. After anything else, as an error of the device,
+            # nothing here can be relied on; this process ends and is started again.
+            log.exception("a chunk could not be made")
+            self._send(orders.NotMade(order.film, order.ticket, "internal", _first_line(error)))
         else:
             if piece is None:
                 self._send(orders.NotMade(order.film, order.ticket, "idle"))
             else:
                 self._deliver(order, piece, begun)
                 self._look_ahead(order.film, film, piece)
-        self._stopped.discard(order.ticket)
 
     def _undo(self, order: orders.Make, film: Film) -> None:
         """A chunk that was given up leaves no trace of what it was to begin with."""
@@ -202,9 +208,10 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def main(address: str, options_json: str) -> None:
-    """Connect to the bridge and work until it says quit, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the bridge says when to leave.
+def main(address: str, bridge: int, options_json: str) -> None:
+    """Connect to the bridge, process ``bridge``, and work until it says quit, or is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # often sent to the whole group; the bridge says when to leave
+        signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     options = msgspec.json.decode(options_json, type=WorkerOptions)
     context = zmq.Context()
@@ -214,7 +221,7 @@ def main(address: str, options_json: str) -> None:
     outside = context.socket(zmq.PAIR)
     outside.connect("inproc://results")
     worker = Worker(make_studio(options), lambda result: outside.send(orders.encode(result)), digests=options.digests)
-    thread = threading.Thread(target=_carry, args=(context, address, inside, worker), daemon=True)
+    thread = threading.Thread(target=_carry, args=(context, address, bridge, inside, worker), daemon=True)
     thread.start()
     try:
         worker.run()
@@ -223,7 +230,7 @@ def main(address: str, options_json: str) -> None:
         thread.join(5)
 
 
-def _carry(context: zmq.Context, address: str, inside: zmq.Socket, worker: Worker) -> None:
+def _carry(context: zmq.Context, address: str, bridge: int, inside: zmq.Socket, worker: Worker) -> None:
     """The reading thread: orders in, results out, and out of here when the bridge is no more."""
     link = context.socket(zmq.PAIR)
     link.linger = 500
@@ -231,7 +238,6 @@ def _carry(context: zmq.Context, address: str, inside: zmq.Socket, worker: Worke
     poller = zmq.Poller()
     poller.register(link, zmq.POLLIN)
     poller.register(inside, zmq.POLLIN)
-    parent = os.getppid()
     while True:
         ready = dict(poller.poll(500))
         if link in ready:
@@ -242,12 +248,13 @@ def _carry(context: zmq.Context, address: str, inside: zmq.Socket, worker: Worke
                 link.close()
                 return
             link.send(result)
-        if os.getppid() != parent:
+        if os.getppid() != bridge:
             log.warning("the bridge is gone; the model process ends")
             if worker.store is not None:
                 worker.store.unlink()
+            shutil.rmtree(Path(address.removeprefix("ipc://")).parent, ignore_errors=True)  # made for this socket only
             os._exit(1)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import zmq
@@ -15,10 +12,9 @@ import zmq
 from shotstream.bridge.frame_store import FrameStore, SlotBook
 from shotstream.bridge.model import orders
 from shotstream.bridge.model.options import WorkerOptions
-from shotstream.bridge.protocol.envelope import pack
-from shotstream.bridge.protocol.limits import MAGIC
 from shotstream.bridge.record import Recorder
-from shotstream.bridge.server.hub import Hub, Outgoing
+from shotstream.bridge.server.hub import Hub
+from shotstream.bridge.server.outbox import Outbox
 from shotstream.bridge.server.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -27,16 +23,6 @@ Secure: TypeAlias = Callable[[zmq.Socket], Callable[[], None]]
 """Makes a socket demand keys; what it returns ends that."""
 
 _TICK_MS = 20
-_STALLED = 4096
-"""Messages that wait for one slow connection before it counts as lost."""
-
-
-@dataclass
-class Flight:
-    """A frame on its way out: its slot is held until the transport has let go of it."""
-
-    tracker: zmq.MessageTracker
-    slot: int
 
 
 class Gateway:
@@ -53,10 +39,8 @@ class Gateway:
         self._router.bind(bind)
         self.endpoint: str = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
         self.supervisor = Supervisor(self._context, worker)
-        self._store: FrameStore | None = None
-        self._flights: deque[Flight] = deque()
         self._recorder = recorder
-        self._stalled: dict[bytes, deque[Outgoing]] = {}
+        self._outbox = Outbox(hub, self._router, recorder)
         self._stopping = False
         self.failure = ""
         """Why the server ended by itself; "" otherwise."""
@@ -77,8 +61,8 @@ class Gateway:
             self.supervisor.stop()
             self._router.close(500)
             self._end_security()
-            if self._store is not None:
-                self._store.unlink()
+            if self._outbox.store is not None:
+                self._outbox.store.unlink()
             if self._recorder is not None:
                 self._recorder.close()
 
@@ -105,60 +89,12 @@ class Gateway:
 
     def _pass_on(self) -> None:
         """Everything that the hub has put out, to where it goes."""
-        hub = self.hub
-        while hub.model_orders:
-            order = hub.model_orders.popleft()
+        while self.hub.model_orders:
+            order = self.hub.model_orders.popleft()
             self.supervisor.send(order)
             if self._recorder is not None:
                 self._recorder.order(order)
-        while hub.outgoing:
-            out = hub.outgoing.popleft()
-            waiting = self._stalled.get(out.peer)
-            if waiting is not None:
-                waiting.append(out)
-            elif not self._send(out):
-                self._stalled[out.peer] = deque([out])
-        for peer, waiting in tuple(self._stalled.items()):
-            while waiting and self._send(waiting[0]):
-                waiting.popleft()
-            if len(waiting) > _STALLED:
-                self._drop(waiting)
-                hub.lost(peer, time.monotonic())
-            if not waiting:
-                del self._stalled[peer]
-        while self._flights and self._flights[0].tracker.done:
-            hub.films.slots.drop(self._flights.popleft().slot)
-
-    def _send(self, out: Outgoing) -> bool:
-        """Hand a message to the transport; False if it must wait. One for a connection that is gone is dropped."""
-        if self._recorder is not None:
-            self._recorder.sent(out)
-        parts: list[bytes | memoryview] = [out.peer, MAGIC, pack(out.message)]
-        payload = out.payload
-        try:
-            if payload is None:
-                self._router.send_multipart(parts, zmq.DONTWAIT)
-                return True
-            assert self._store is not None
-            parts.append(self._store.view(payload.slot, payload.start, payload.length).data)
-            tracker = self._router.send_multipart(parts, zmq.DONTWAIT, copy=False, track=True)
-            assert tracker is not None
-            self._flights.append(Flight(tracker, payload.slot))
-        except zmq.Again:
-            return False
-        except zmq.ZMQError as error:
-            if error.errno != errno.EHOSTUNREACH:
-                raise
-            self._drop([out])
-            self.hub.lost(out.peer, time.monotonic())
-        return True
-
-    def _drop(self, messages: list[Outgoing] | deque[Outgoing]) -> None:
-        for out in messages:
-            if out.payload is not None:
-                self.hub.films.slots.drop(out.payload.slot)
-        if isinstance(messages, deque):
-            messages.clear()
+        self._outbox.pass_on()
 
     # --- the model process ------------------------------------------------------------------------------------------
     def _model_says(self, result: orders.Result, now: float) -> None:
@@ -179,10 +115,12 @@ class Gateway:
 
     def _model_ready(self, facts: orders.Facts) -> None:
         slots = self.hub.films.slots
-        if self._store is None:
+        store = self._outbox.store
+        if store is None:
             count = self.hub.films.slots_for(facts)
-            self._store, slots = FrameStore.create(count, facts.slot_bytes), SlotBook(count)
-        self.supervisor.send(orders.UseStore(str(self._store.path), self._store.slots, self._store.slot_bytes))
+            store, slots = FrameStore.create(count, facts.slot_bytes), SlotBook(count, self.hub.films.share(facts))
+            self._outbox.store = store
+        self.supervisor.send(orders.UseStore(str(store.path), store.slots, store.slot_bytes))
         self.hub.model_ready(facts, slots)
         self._tell(f"ready: {facts.description}")
 
@@ -204,7 +142,7 @@ class Gateway:
         self.hub.shut_down()
         deadline = time.monotonic() + 0.5
         self._pass_on()
-        while (self._stalled or self._flights) and time.monotonic() < deadline:
+        while not self._outbox.empty and time.monotonic() < deadline:
             time.sleep(0.005)
             self._pass_on()
 
@@ -216,7 +154,7 @@ def _router(context: zmq.Context, part_bytes: int) -> zmq.Socket:
     router.setsockopt(zmq.ROUTER_HANDOVER, 1)
     router.setsockopt(zmq.MAXMSGSIZE, part_bytes)
     router.setsockopt(zmq.SNDHWM, 1024)
-    router.setsockopt(zmq.RCVHWM, 1000)
+    router.setsockopt(zmq.RCVHWM, 64)  # messages that a connection can make us hold; clients send 30 a second
     router.setsockopt(zmq.HEARTBEAT_IVL, 1000)
     router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
     router.setsockopt(zmq.HEARTBEAT_TTL, 3000)

@@ -141,6 +141,9 @@ def _snapshot(session: Session, message: m.Snapshot, now: float) -> None:
         session.ack(message.id)
         session.make_snapshot(message)
     else:
+        most = session.desk.limits.snapshots
+        if len(session.waiting_snapshots) >= most:
+            raise Refused("queue_full", f"{most} snapshots wait for the coming shot boundary already")
         session.ack(message.id, "queued")
         session.waiting_snapshots.append(message)
 

@@ -23,6 +23,8 @@ class ShotOrder:
     after: Any
     flush: bool = False
     coalesce: str = ""
+    deaths: int = 0
+    """How often the model process died while it made a chunk of this shot."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from shotstream.bridge.model import orders
 from shotstream.bridge.protocol import messages as m
-from shotstream.bridge.protocol.limits import CLOCK_HZ
+from shotstream.bridge.protocol.limits import CLOCK_HZ, TEXT
 from shotstream.bridge.server.choosing import Branch, Choosing, Progress
 from shotstream.bridge.server.desk import Boundary, Desk, Making
 from shotstream.bridge.server.pacing import Pacing
@@ -34,7 +34,7 @@ class Session:
         window = min(max(opened.window, desk.limits.window_min), desk.limits.window_max)
         self.pacing = Pacing(window, desk.limits.window_max, desk.facts.fps, now)
         self.memory = RequestMemory(desk.limits.ids)
-        self.buffer = ReplayBuffer(desk.limits.replay_frames, desk.slots)
+        self.buffer = ReplayBuffer(max(desk.limits.replay_frames, window), desk.slots)
         self.plan = Plan()
         self.choosing = Choosing(self)
         self.making: Making | None = None
@@ -87,7 +87,7 @@ class Session:
     def reject(self, request: int, code: str, text: str) -> None:
         """Refuse a request."""
         if request:
-            self.answer(request, m.Rejected(re=request, session=self.name, code=code, message=text))
+            self.answer(request, m.Rejected(re=request, session=self.name, code=code, message=text[:TEXT]))
 
     def supersede(self, requests: list[int]) -> None:
         """Tell that earlier requests made way."""
@@ -168,6 +168,10 @@ class Session:
                 again = making.order
             elif isinstance(making.order, SteerOrder):
                 self.supersede([making.order.request])
+            again = again and replace(again, deaths=again.deaths + 1)
+            if again is not None and again.deaths > 1:  # it may be what kills the model: others want to go on
+                self.reject(again.request, "model_failed", "the model process died twice while it made this shot")
+                again = None
         self.choosing.drop()
         if again is not None and self.plan.cut is None:
             self.plan.put_cut(replace(again, flush=True))
@@ -209,9 +213,15 @@ class Session:
             return
         if result.code == "idle":
             self._end_shot("cut")
+            if order is not None:
+                self.reject(order.request, "internal", result.message or "no shot is running")
             return
         if order is not None:
             self.reject(order.request, result.code, result.message)
+        else:  # the running shot cannot go on, and would be tried for ever
+            self._end_shot("error")
+            text = f"the shot has ended: {result.message or result.code}"
+            self.say(m.Error(code=result.code, message=text[:TEXT], session=self.name))
 
     def made(self, result: orders.Made, now: float) -> None:
         """A chunk is there."""
@@ -309,7 +319,7 @@ class Session:
 
     def make(self) -> None:
         """Order the next chunk."""
-        slot = self.desk.slots.take()
+        slot = self.desk.slots.take(self.name)
         assert slot is not None, "the hub looks for a free slot first"
         order = self.plan.take(self.running is not None)
         self.making = Making(self.desk.new_number(), self.film, slot, order)
@@ -354,7 +364,7 @@ class Session:
 
     def prepare(self, branch: Branch) -> None:
         """Branch the film off and order the option's first chunk."""
-        slot = self.desk.slots.take()
+        slot = self.desk.slots.take(self.name)
         assert slot is not None, "the hub looks for a free slot first"
         branch.film, branch.progress = self.desk.new_number(), Progress.MAKING
         self.desk.order(orders.BranchFilm(branch.film, self.film))

@@ -21,6 +21,8 @@ from shotstream.bridge.server.keys import secure_with
 from shotstream.bridge.server.words import Words
 from shotstream.runtime.errors import UserError
 
+PART_BYTES = 64 * 1024
+"""No message of a client has a payload yet, so nothing larger than a header need ever be held."""
 LOOPBACK = ("tcp://127.", "tcp://localhost:", "tcp://[::1]:", "ipc://", "inproc://")
 
 
@@ -57,7 +59,7 @@ def make_gateway(
 ) -> Gateway:  # fmt: skip
     """A gateway that listens already; `Gateway.run` starts the model. ``default_words``: the director of sessions that
     name none."""
-    limits = limits or Limits(sessions=sessions)
+    limits = limits or Limits(sessions=sessions, part_bytes=PART_BYTES)
     if record is not None:
         options = replace(options, digests=True)
     hub = Hub(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -44,7 +45,8 @@ class Supervisor:
         self.socket.set_hwm(0)
         address = f"ipc://{Path(self._folder.name) / f'model-{len(self._starts)}'}"
         self.socket.bind(address)
-        command = [sys.executable, "-m", "shotstream.bridge.model.worker", address, _text(self._options)]
+        program = [sys.executable, "-m", "shotstream.bridge.model.worker"]
+        command = [*program, address, str(os.getpid()), _text(self._options)]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
     def died(self) -> str:

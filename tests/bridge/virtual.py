@@ -131,7 +131,7 @@ class VirtualServer:
         self.model = VirtualModel(chunk_s)
         self.told: dict[bytes, list[Any]] = {}
         self.on_tell: Callable[[bytes, Any], None] = lambda peer, message: None
-        self.hub.model_ready(FACTS, SlotBook(self.hub.films.slots_for(FACTS)))
+        self.hub.model_ready(FACTS, SlotBook(self.hub.films.slots_for(FACTS), self.hub.films.share(FACTS)))
 
     def say(self, peer: bytes, message: m.ClientMessage) -> None:
         """A client speaks."""
