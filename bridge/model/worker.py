@@ -29,7 +29,7 @@ from shotstream.bridge.frame_store import FrameStore
 from shotstream.bridge.model import orders
 from shotstream.bridge.model.mock import MockStudio
 from shotstream.bridge.model.options import WorkerOptions
-from shotstream.bridge.model.studio import Film, Piece, RuntimeStudio, Stopped, Studio
+from shotstream.bridge.model.studio import Film, Piece, Stopped, Studio
 from shotstream.bridge.protocol.messages import Encoding
 from shotstream.runtime.errors import UserError
 
@@ -40,6 +40,8 @@ def make_studio(options: WorkerOptions) -> Studio:
     """The studio that is asked for, not prepared yet."""
     if options.model == "mock":
         return MockStudio(options.mock)
+    from shotstream.bridge.model.real import RuntimeStudio  # loads torch, which the mock does without
+
     return RuntimeStudio(options.model, options.device, options.weights, options.threads)
 
 
