@@ -47,10 +47,11 @@ int main(int argc, char** argv) {
     char why[256];
     double end, before, longest_poll = 0, seconds = 30;
     uint64_t wanted = 81;
-    int answers = 0, last_seq = -1;
+    int answers = 0;
     sst_client* client;
     sst_session* session;
     sst_frame* frame;
+    sst_frame* last = NULL;
     sst_client_options options;
     sst_session_options film;
     sst_event event;
@@ -109,22 +110,23 @@ int main(int argc, char** argv) {
         if (polled == SST_FAILED || info.state == SST_CLOSED) break;
         frame = sst_session_present(session, -1);
         if (frame != NULL) {
-            sst_frame_info_get(frame, &picture);
-            last_seq = (int)picture.seq;
-            if (argc > 4 && info.presented + info.dropped + 1 >= wanted) write_ppm(argv[4], &picture);
-            sst_frame_release(frame);
+            sst_frame_release(last); /* it was ours until now, as long as we liked */
+            last = frame;
+            sst_frame_info_get(last, &picture);
         }
         sst_session_info_get(session, &info);
         rest();
     }
     sst_client_poll(client); /* the last credit */
 
+    if (argc > 4 && last != NULL) write_ppm(argv[4], &picture);
     printf("{\"received\": %d, \"presented\": %d, \"dropped\": %d, \"gaps\": %d, \"holes\": %d, \"late\": %d, "
            "\"answers\": %d, \"last_seq\": %d, \"last_bytes\": %d, \"longest_poll_ms\": %.3f, \"error\": \"%s\", "
            "\"closed\": \"%s\"}\n",
            (int)info.received, (int)info.presented, (int)info.dropped, (int)info.gaps, (int)info.holes, (int)info.late,
-           answers, last_seq, (int)picture.data_size, longest_poll * 1000, sst_client_error(client),
+           answers, (int)picture.seq, (int)picture.data_size, longest_poll * 1000, sst_client_error(client),
            sst_session_closed_because(session));
+    sst_frame_release(last);
     sst_client_destroy(client);
     if (info.presented == 0) return 2;
     return info.gaps + info.holes > 0 ? 1 : 0;

@@ -1,5 +1,5 @@
-// Watches a film for a while: opens a session, sends an event and a prompt, shows frames when they are due, and says what
-// came. Exit code 0: all frames came; 1: some are missing; 2: no film.
+// Watches a film for a while: opens a session, sends an event and a prompt, shows frames when they are due, and says
+// what came. Exit code 0: all frames came; 1: some are missing; 2: no film.
 //
 //     watch [ENDPOINT] [FRAMES] [SECONDS] [PPM_FILE] [SERVER_KEY]
 #include <cstdio>

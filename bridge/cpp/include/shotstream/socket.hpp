@@ -168,10 +168,10 @@ private:
                 return LinkEvent{LinkEvent::refused, "curve: the server refuses this key, " + std::to_string(value)};
             default: break;
         }
-        const char* why = encrypted_ ? "curve: the handshake failed: server_key is not this server's, the server does not "
-                                       "know this client's key, or it does not encrypt"
-                                     : "curve: the handshake failed: the server wants CURVE keys and none were given, or "
-                                       "no ShotStream server listens there";
+        const char* why = encrypted_ ? "curve: the handshake failed: server_key is not this server's, the server does "
+                                       "not know this client's key, or it does not encrypt"
+                                     : "curve: the handshake failed: the server wants CURVE keys and none were given, "
+                                       "or no ShotStream server listens there";
         return LinkEvent{LinkEvent::refused, why};
     }
 
