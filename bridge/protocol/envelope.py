@@ -6,12 +6,12 @@ Decoding never raises anything but :class:`BadMessage`, whatever the bytes are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
 from shotstream.bridge.protocol.limits import MAGIC
-from shotstream.bridge.protocol.messages import ClientMessage, FromClient, FromServer, ServerMessage
+from shotstream.bridge.protocol.messages import ClientMessage, FromClient, FromServer, Name, RequestId, ServerMessage
 
 Part: TypeAlias = bytes | bytearray | memoryview
 
@@ -21,11 +21,11 @@ _from_server = msgspec.msgpack.Decoder(FromServer)
 
 
 class _Peek(msgspec.Struct):
-    """The parts of a header that an error names, read leniently."""
+    """The parts of a header that an error names, each still as bytes: one that is wrong does not hide the others."""
 
-    t: str = ""
-    id: int = 0
-    session: str = ""
+    t: msgspec.Raw = msgspec.Raw(b"\xa0")
+    id: msgspec.Raw = msgspec.Raw(b"\x00")
+    session: msgspec.Raw = msgspec.Raw(b"\xa0")
 
 
 _peek = msgspec.msgpack.Decoder(_Peek)
@@ -81,6 +81,14 @@ def _explain(header: Part, error: Exception) -> BadMessage:
         seen = _peek.decode(header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return BadMessage("bad_message", f"the header cannot be read: {error}")
+    kind, request, session = _read(seen.t, str, ""), _read(seen.id, RequestId, 0), _read(seen.session, Name, "")
     if isinstance(error, msgspec.ValidationError) and "Invalid value" in str(error) and str(error).endswith("`$.t`"):
-        return BadMessage("unknown_type", f"there is no message of type {seen.t[:64]!r}", seen.id, seen.session)
-    return BadMessage("bad_message", f"{seen.t[:64] or 'message'}: {error}", max(0, seen.id), seen.session)
+        return BadMessage("unknown_type", f"there is no message of type {kind[:64]!r}", request, session)
+    return BadMessage("bad_message", f"{kind[:64] or 'message'}: {error}", request, session)
+
+
+def _read(field: msgspec.Raw, kind: Any, otherwise: Any) -> Any:
+    try:
+        return msgspec.msgpack.decode(field, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return otherwise

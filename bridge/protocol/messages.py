@@ -2,8 +2,8 @@
 
 Client messages come first, server messages after them. Unknown fields are ignored and missing ones take their
 defaults, so that minor versions can add fields. Integers are 0..2**53, times are milliseconds or microseconds as the
-name's ending says, texts are UTF-8. Requests carry ``id``, increasing within a session and larger than 0: the same id
-again is answered with the stored acknowledgement and done only once.
+name's ending says, texts are UTF-8. Requests carry ``id``: one counter for everything that a client asks for,
+increasing and larger than 0. The same id again is answered as before and done only once.
 """
 
 from __future__ import annotations
