@@ -90,6 +90,8 @@ def _size(text: str) -> tuple[int, int]:
     width, cross, height = text.partition("x")
     if not cross or not width.isdigit() or not height.isdigit() or min(int(width), int(height)) < 32:
         raise UserError(f"--size {text!r} is no size; write it as 832x480, 32 pixels at least")
+    if max(int(width), int(height)) > 4096:
+        raise UserError(f"--size {text!r} is too large; 4096 pixels a side are the most")
     return int(width), int(height)
 
 

@@ -120,19 +120,22 @@ class Client:
 
     def _turn(self, budget_ms: float) -> int:
         self._follow()
-        for sign in self._link.signs():
+        # A server's last words come before the end of the connection, and are heard before that counts.
+        signs = list(self._link.signs())
+        broken = any(sign.what == "broken" for sign in signs)
+        count, ends = 0, time.perf_counter() + budget_ms / 1000
+        while self._core.wants_socket and (parts := self._link.receive()) is not None:
+            count += 1
+            self._core.receive(self._clock(), parts)
+            if time.perf_counter() >= ends and not broken:
+                break
+        for sign in signs:
             if sign.what == "refused":
                 self._core.refuse(self._clock(), sign.text)
             elif sign.what == "hindered":
                 self._core.hindered(sign.text)
             elif sign.what == "broken":
                 self._core.disconnected(self._clock())
-        count, ends = 0, time.perf_counter() + budget_ms / 1000
-        while self._core.wants_socket and (parts := self._link.receive()) is not None:
-            count += 1
-            self._core.receive(self._clock(), parts)
-            if time.perf_counter() >= ends:
-                break
         self._core.tick(self._clock())
         self._follow()
         self._flush()

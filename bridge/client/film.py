@@ -364,7 +364,10 @@ class FilmCore:
             self.changed.append(receipt)
 
     def _error(self, now: float, message: m.Error) -> None:
-        if self.state == "open" and message.code in ("not_owner", "no_session"):
+        if message.code == "not_owner":
+            # whoever has the token took the film over; taking it back would go to and fro for ever
+            self.fail(now, message.code, message.message)
+        elif self.state == "open" and message.code == "no_session":
             # it may only have been away for too long: the answer to `resume` decides, and requests wait for it
             self.detach(now + 0.1)
         elif message.re and self.owns(message.re):
@@ -379,5 +382,5 @@ class FilmCore:
             self.end(message.reason)
             return
         code, text = self._trouble
-        code = code or ("expired" if message.reason == "expired" else "no_session")
+        code = code or ("expired" if message.code == "expired" else "no_session")
         self.fail(now, code, text or f"the server closed the film: {message.reason}")

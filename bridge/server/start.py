@@ -30,6 +30,9 @@ def check_bind(bind: str, *, secure: bool) -> None:
     """UserError for addresses that cannot be, or that others could reach without a key."""
     if not bind.startswith(("tcp://", "ipc://")):
         raise UserError(f"--bind {bind!r} is no address; write tcp://HOST:PORT or ipc://FILE")
+    port = bind.rpartition(":")[2]
+    if bind.startswith("tcp://") and port != "*" and not (port.isdecimal() and int(port) < 2**16):
+        raise UserError(f"--bind {bind!r} has no port from 0 to 65535 at its end; 0 picks a free one")
     if not secure and not bind.startswith(LOOPBACK):
         raise UserError(
             f"{bind} can be reached from other machines, and without keys anybody there could use it; "
