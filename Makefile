@@ -4,7 +4,7 @@
 VENV   ?= .venv
 OUT    ?= out
 BIN    := $(VENV)/bin
-ROOMS  := runtime training bridge
+ROOMS  := runtime training bridge kernels
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
