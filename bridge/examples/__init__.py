@@ -1,0 +1,1 @@
+"""Small games that show how the bridge is used; each runs by itself."""
