@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from shotstream.runtime.cli import bench
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.plugins import Registry
 
@@ -32,9 +33,10 @@ def serve(
 ) -> None:
     """Serve films to game engines until interrupted."""
     from shotstream.bridge.model.options import MockOptions, WorkerOptions
-    from shotstream.bridge.server.start import check_bind, directors, make_gateway, usual_director
+    from shotstream.bridge.server.start import check_bind, check_model, directors, make_gateway, usual_director
 
     check_bind(bind, secure=curve_keys is not None)
+    check_model(model)
     width, height = _size(size)
     mock = MockOptions(width, height, chunk_s=chunk_s, jitter_s=jitter_s)
     options = WorkerOptions(model, device, weights, threads, mock=mock)
@@ -86,6 +88,41 @@ def replay(
         raise typer.Exit(1)
 
 
+def bench_bridge(
+    runs: Annotated[int, typer.Option(min=1, max=100, help="How often everything is measured.")] = 3,
+    soak: Annotated[
+        float, typer.Option(min=0, help="Instead: let four players loose for so many minutes, and check everything.")
+    ] = 0.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
+) -> None:
+    """Measure the bridge: its way of a frame beside bare sockets, and how soon a player sees what he did."""
+    from shotstream.bridge import bench as measurement
+    from shotstream.bridge.soak import soak as let_loose
+    from shotstream.runtime.sinks.base import ensure_writable
+
+    if json_file is not None:
+        ensure_writable(json_file.parent)
+    console = Console(stderr=True, highlight=False)
+    if not soak:
+        report = measurement.measure(runs, console)
+        measurement.show(report, Console(highlight=False))
+        if json_file is not None:
+            measurement.write_json(report, json_file)
+        return
+    with console.status("players ...") as status:
+        soaked = let_loose(soak, status.update)
+    if json_file is not None:
+        measurement.write_json(soaked, json_file)
+    typer.echo(
+        f"{soak:g} minutes: {soaked.frames} frames, {sum(soaked.requests.values())} requests, {soaked.reconnects} "
+        f"reconnects, the server grew by {soaked.grown_mb:.1f} MiB"
+    )
+    for sentence in soaked.wrong:
+        typer.echo(f"wrong: {sentence}")
+    if soaked.wrong:
+        raise typer.Exit(1)
+
+
 def _size(text: str) -> tuple[int, int]:
     width, cross, height = text.partition("x")
     if not cross or not width.isdigit() or not height.isdigit() or min(int(width), int(height)) < 32:
@@ -108,6 +145,7 @@ class BridgePlugin:
 def _mount(app: Any) -> None:
     for command in (serve, replay, keys):
         app.command()(command)
+    bench.group(app).command("bridge")(bench_bridge)
 
 
 plugin = BridgePlugin()

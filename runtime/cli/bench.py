@@ -9,13 +9,25 @@ import typer
 
 from shotstream.runtime.cli.play import Attention, Device, Engine, Model, ModelChoice, Threads, Weights
 
+NAME = "bench"
+
 
 def mount(app: typer.Typer) -> None:
-    """Add `bench`."""
-    app.command("bench")(bench)
+    """Add `bench`, a command that other rooms can add theirs to: `group` finds it."""
+    commands = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+    commands.callback()(bench)
+    app.add_typer(commands, name=NAME)
+
+
+def group(app: typer.Typer) -> typer.Typer:
+    """Where a room mounts a measurement of its own, to be run as `shotstream bench NAME`."""
+    found = next(info.typer_instance for info in app.registered_groups if info.name == NAME)
+    assert found is not None
+    return found
 
 
 def bench(
+    context: typer.Context,
     model: Model = "tiny",
     shots: Annotated[int, typer.Option("--shots", min=1, max=10_000, help="Length of the story.")] = 5,
     chunks: Annotated[
@@ -29,6 +41,8 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
     """Measure speed, first-frame time, where a chunk's time goes, and memory, over a story."""
+    if context.invoked_subcommand is not None:
+        return
     from rich.console import Console
 
     from shotstream.runtime.bench import measure, write_json
