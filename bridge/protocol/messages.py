@@ -56,6 +56,7 @@ class Option(Struct, frozen=True, omit_defaults=True):
     actor: Name = ""
     action: Name = ""
     target: Name = ""
+    params: Annotated[dict[Name, Scalar], Meta(max_length=PARAMS)] = {}
 
 
 class Place(Struct, frozen=True, omit_defaults=True):

@@ -35,7 +35,8 @@ class DirectedWords:
         """A caption as it is, or an event of that kind."""
         if option.caption or not option.kind:
             return self._worded(state, *self.director.prompt(state, option.caption))
-        told = Told(option.kind, option.actor, option.action, option.target, at="now")
+        params = {key: value for key, value in option.params.items() if value is not None}
+        told = Told(option.kind, option.actor, option.action, option.target, params, at="now")
         return self._worded(state, *self.director.direct(state, told))
 
     def prompt(self, state: StoryState, prompt: m.Prompt) -> tuple[Worded, StoryState]:

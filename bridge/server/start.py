@@ -40,6 +40,15 @@ def check_bind(bind: str, *, secure: bool) -> None:
         )
 
 
+def check_model(model: str) -> None:
+    """UserError for a model that is not there, before a process is started for it."""
+    from shotstream.runtime.runtime import preset_names
+
+    known = [*preset_names(), "mock"]
+    if model not in known:
+        raise UserError(f"there is no model {model!r}; there is {', '.join(known)}")
+
+
 def directors(event_map: str = "") -> dict[str, Words]:
     """The directors that sessions can ask for; ``event_map``, a yaml file, is one more under the name own. Raises
     UserError for what is wrong with the file."""

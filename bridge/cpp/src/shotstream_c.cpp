@@ -279,7 +279,7 @@ uint64_t sst_session_choices(sst_session* session, const sst_option* options, si
         for (std::size_t i = 0; options && i < count; ++i) {
             const sst_option& from = options[i];
             choices.options.push_back({text(from.key), text(from.label), text(from.caption), text(from.kind),
-                                       text(from.actor), text(from.action), text(from.target)});
+                                       text(from.actor), text(from.action), text(from.target), {}});
         }
         choices.deadline_ms = deadline_ms;
         choices.default_key = text(default_key);

@@ -31,12 +31,13 @@ struct Cast {
 /// One way to go on: a caption, or an event's kind with its parts for the director.
 struct Option {
     std::string key, label, caption, kind, actor, action, target;
+    Params params;
 
     template <class Visitor>
     static void fields(Visitor&& v) {
         v.must("key", &Option::key); v.may("label", &Option::label); v.may("caption", &Option::caption);
         v.may("kind", &Option::kind); v.may("actor", &Option::actor); v.may("action", &Option::action);
-        v.may("target", &Option::target);
+        v.may("target", &Option::target); v.may("params", &Option::params);
     }
 };
 
