@@ -67,7 +67,9 @@ def _place(session: Session, request: int, worded: Worded, after: Any, now: floa
     session.supersede(session.plan.put_cut(order))
     session.ack(request)
     if flush:
-        session.give_up_making()
+        session.haste.pressed(now)
+        if not session.haste.hasty(now):  # or somebody who presses all the time would never see a chunk finished
+            session.give_up_making()
 
 
 def _steer(session: Session, message: m.Steer, now: float) -> None:

@@ -6,6 +6,11 @@ shown, so it bounds what lies between making and showing, which is the time that
 
 from __future__ import annotations
 
+from collections import deque
+
+HASTE, HASTE_S, HASTE_WAITS_S = 3, 2.0, 1.0
+"""A client with so many cuts at once within so many seconds is hasty: films that run dry within a second come first."""
+
 
 class Pacing:
     """``window`` frames may lie between what is sent and what is shown; ``most`` at the very most. Times in seconds."""
@@ -52,3 +57,19 @@ class Pacing:
     def queued(self) -> int:
         """Frames sent and not known to be shown."""
         return max(0, self.next_seq - self.played)
+
+
+class Haste:
+    """How often a client cuts at once. A few cuts are what `now` is for; somebody who hammers a button would take the
+    model from all other films, and see nothing because every chunk is given up for the next. Times in seconds."""
+
+    def __init__(self) -> None:
+        self._pressed: deque[float] = deque(maxlen=HASTE)
+
+    def pressed(self, now: float) -> None:
+        """A cut at once was asked for."""
+        self._pressed.append(now)
+
+    def hasty(self, now: float) -> bool:
+        """True if there were too many lately."""
+        return len(self._pressed) == HASTE and now - self._pressed[0] < HASTE_S

@@ -14,7 +14,7 @@ from shotstream.bridge.protocol import messages as m
 from shotstream.bridge.protocol.limits import CLOCK_HZ, TEXT
 from shotstream.bridge.server.choosing import Branch, Choosing, Progress
 from shotstream.bridge.server.desk import Boundary, Desk, Making
-from shotstream.bridge.server.pacing import Pacing
+from shotstream.bridge.server.pacing import HASTE_WAITS_S, Haste, Pacing
 from shotstream.bridge.server.plan import Plan, ShotOrder, SteerOrder
 from shotstream.bridge.server.replay_buffer import Payload, ReplayBuffer, Said
 from shotstream.bridge.server.requests import RequestMemory
@@ -36,6 +36,7 @@ class Session:
         self.memory = RequestMemory(desk.limits.ids)
         self.buffer = ReplayBuffer(max(desk.limits.replay_frames, window), desk.slots)
         self.plan = Plan()
+        self.haste = Haste()
         self.choosing = Choosing(self)
         self.making: Making | None = None
         self.film = desk.new_number()
@@ -315,7 +316,9 @@ class Session:
         flush = self.flush_next or (self.plan.cut is not None and self.plan.cut.flush)
         if not flush and not self.pacing.room(needed):
             return None
-        return now if flush else now + self.pacing.lead_s(now)
+        if flush:
+            return now + (HASTE_WAITS_S if self.haste.hasty(now) else 0.0)
+        return now + self.pacing.lead_s(now)
 
     def make(self) -> None:
         """Order the next chunk."""
