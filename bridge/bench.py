@@ -141,7 +141,7 @@ def measure_commits(times: int) -> list[float]:
         player.until_seen(film.prompt("a film", chunks=100))
         for _ in range(times):
             ready: list[str] = []
-            film.on_choice_ready = lambda told, ready=ready: ready.append(told.key)  # type: ignore[misc]
+            film.on_choice_ready = lambda told, ready=ready: ready.append(told.key)
             offer = film.choices({"left": "the left way", "right": "the right way"})
             ends = time.monotonic() + _PATIENCE_S
             while len(ready) < 2 and time.monotonic() < ends:

@@ -133,11 +133,11 @@ class Restless:
             self.film = self.client.open()
         if now >= self._due:
             self._due = now + self.rng.uniform(0.2, 1.5)
-            receipt = self.rng.choice(self._steps)()
-            if receipt is not None:
-                self.soaked.requests[receipt.kind] += 1
-                self.asked.append(receipt)
-                self.shots += [receipt] if receipt.kind in ("prompt", "cut") else []
+            asked = self.rng.choice(self._steps)()
+            if asked is not None:
+                self.soaked.requests[asked.kind] += 1
+                self.asked.append(asked)
+                self.shots += [asked] if asked.kind in ("prompt", "cut") else []
 
     def _prompt(self) -> Receipt:
         at = self.rng.choice(("now", "next_chunk", "next_shot", "auto"))

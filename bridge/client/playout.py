@@ -226,11 +226,13 @@ class Playout(Generic[F]):
 
     def grant(self, at_once: bool = False) -> int | None:
         """The frame number up to which the server may now send, or None while there is nothing worth telling: it is
-        told in steps of half a chunk, and at once where it could not send a whole chunk otherwise."""
+        told in steps of half a chunk, and at once when there is room for a whole chunk: a server that hears of that
+        three frames later begins three frames later, which is a freeze where the model is just fast enough."""
         upto = self.played + self.window
         step = max(1, self._chunk // 2)
         starving = not self._queue and self.upto - self.next_seq < self._chunk
-        if not at_once and upto - self.upto < step and not (starving and upto > self.upto):
+        fits = self.upto - self.next_seq < self._chunk <= upto - self.next_seq
+        if not at_once and upto - self.upto < step and not fits and not (starving and upto > self.upto):
             return None
         self.upto = max(self.upto, upto)
         return self.upto

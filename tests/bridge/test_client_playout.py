@@ -233,3 +233,15 @@ def test_a_frame_that_comes_twice_is_taken_once() -> None:
     player = filled(3)
     assert not player.add(card(1), 0.0)
     assert player.queued == 3
+
+
+def test_room_for_a_chunk_is_told_as_soon_as_it_is_there() -> None:
+    player = filled(21)  # a first chunk of 9 and one of 12, with a window of 24
+    granted = []
+    for tick in range(200):
+        player.due(tick * PERIOD / 4)
+        upto = player.grant()
+        if upto is not None:
+            granted.append((player.played, upto))
+    assert (9, 33) in granted
+    assert len(granted) <= 5
