@@ -32,7 +32,7 @@ from typing import Any
 
 from shotstream.runtime.errors import UserError
 
-SOURCES: tuple[str, ...] = ("shotstream.kernels.attention.specs:specs",)
+SOURCES: tuple[str, ...] = ("shotstream.kernels.attention.specs:specs", "shotstream.kernels.fused.specs:specs")
 """Where the specs come from, ``module:function``, one line per folder of kernels."""
 
 ARCHITECTURES: tuple[int, ...] = (80, 86, 89, 90, 100, 120)

@@ -1,8 +1,9 @@
 """From the q, k, v projection to attention: bias, RMSNorm over all channels, rotation, and k and v into the cache.
 
-One block per token. Keys are stored rotated and rotated once; attention then reads one buffer and turns nothing. The
-slot comes from device memory, so one captured launch serves every chunk; a chunk that reaches the end of the buffer
-goes on at the ring's begin, and the counter may simply count on.
+One block per token; values that lie channel by channel take a second launch (`values.py`). Keys are stored rotated and
+rotated once; attention then reads one buffer and turns nothing. The slot comes from device memory, so one captured
+launch serves every chunk; a chunk that reaches the end of the buffer goes on at the ring's begin, and the counter may
+simply count on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from shotstream.kernels.fused.checks import FLOATS, check
 from shotstream.kernels.fused.launch import block_lanes, warps
 from shotstream.kernels.fused.rows import inverse_rms, load_row
+from shotstream.kernels.fused.values import by_channel, write_values_by_channel
 
 _FP8_MAX = tl.constexpr(448.0)
 
@@ -26,10 +28,11 @@ class CacheWriter:
     """One layer's keys and values and where the pass's tokens go.
 
     k_BSHK, v_BSHK: the preallocated buffers, S slots of one token each, contiguous; float32, bfloat16, float16, or
-    float8_e4m3fn. start_1: int32, on the device: slot of the pass's first token, not negative. ring_begin: first slot
-    of the ring that reaches to the buffer's end; a start past the end is taken modulo the ring. None: no ring, and
-    tokens past the end are not written. k_scale_H, v_scale_H: float32, for eight-bit buffers only: what is stored times
-    the head's scale is the value, and what exceeds 448 scales becomes 448 scales.
+    float8_e4m3fn. v_BSHK may lie channel by channel instead, its slots next to each other in memory. start_1: int32, on
+    the device: slot of the pass's first token, not negative. ring_begin: first slot of the ring that reaches to the
+    buffer's end; a start past the end is taken modulo the ring. None: no ring, and tokens past the end are not written.
+    k_scale_H, v_scale_H: float32, for eight-bit buffers only: what is stored times the head's scale is the value, and
+    what exceeds 448 scales becomes 448 scales.
     """
 
     k_BSHK: Tensor
@@ -44,7 +47,10 @@ class CacheWriter:
         k, v = self.k_BSHK, self.v_BSHK
         kinds = (*FLOATS, torch.float8_e4m3fn)
         check("k_BSHK", k, like=like, shape=(batch, None, heads, head_dim), dtypes=kinds, contiguous=True)
-        check("v_BSHK", v, like=like, shape=k.shape, dtypes=(k.dtype,), contiguous=True)
+        if not by_channel(v):
+            check("v_BSHK", v, like=like, shape=k.shape, dtypes=(k.dtype,), contiguous=True)
+        elif v.shape != k.shape or v.dtype != k.dtype or v.device != k.device:
+            raise ValueError(f"v_BSHK is {list(v.shape)} {v.dtype} on {v.device} and k_BSHK {list(k.shape)} {k.dtype}")
         check("start_1", self.start_1, like=like, shape=(1,), dtypes=(torch.int32,))
         slots = k.shape[1]
         ring = slots if self.ring_begin is None else slots - self.ring_begin
@@ -148,10 +154,11 @@ def qk_prologue_kernel(
     k = _load_biased(qkv_ptr, bias_ptr, cols, mask)
     k = _norm_rotate(k, norm_k_ptr, cos, sin, cols, mask, eps, D)
     _store_slot(k, k_ptr + offset, k_scale_ptr, cols, written, K)
-    if bias_ptr is not None:
-        bias_ptr += D
-    v = _load_biased(qkv_ptr + D, bias_ptr, cols, mask)
-    _store_slot(v, v_ptr + offset, v_scale_ptr, cols, written, K)
+    if v_ptr is not None:
+        if bias_ptr is not None:
+            bias_ptr += D
+        v = _load_biased(qkv_ptr + D, bias_ptr, cols, mask)
+        _store_slot(v, v_ptr + offset, v_scale_ptr, cols, written, K)
 
 
 def qk_prologue(
@@ -241,6 +248,7 @@ def _launch(
     slots, heads, head_dim = cache.k_BSHK.shape[1:]
     width = heads * head_dim
     cos, sin = table
+    turned = by_channel(cache.v_BSHK)
     qk_prologue_kernel[(batch * tokens,)](
         x_BLP,
         bias_P,
@@ -250,9 +258,9 @@ def _launch(
         sin,
         q,
         cache.k_BSHK,
-        cache.v_BSHK,
+        None if turned else cache.v_BSHK,
         cache.k_scale_H,
-        cache.v_scale_H,
+        None if turned else cache.v_scale_H,
         cache.start_1,
         tokens,
         slots,
@@ -267,3 +275,8 @@ def _launch(
         RING=cache.ring_begin is not None,
         num_warps=warps("qk_prologue", width, x_BLP.device),
     )
+    if turned:
+        bias_D = None if bias_P is None else bias_P[-width:]
+        write_values_by_channel(
+            x_BLP[..., -width:], cache.v_BSHK, cache.start_1, cache.ring_begin, cache.v_scale_H, bias_D
+        )
