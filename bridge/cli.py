@@ -111,14 +111,14 @@ def bench_bridge(
         return
     with console.status("players ...") as status:
         soaked = let_loose(soak, status.update)
-    if json_file is not None:
-        measurement.write_json(soaked, json_file)
     typer.echo(
         f"{soak:g} minutes: {soaked.frames} frames, {sum(soaked.requests.values())} requests, {soaked.reconnects} "
         f"reconnects, the server grew by {soaked.grown_mb:.1f} MiB"
     )
     for sentence in soaked.wrong:
         typer.echo(f"wrong: {sentence}")
+    if json_file is not None:
+        measurement.write_json(soaked, json_file)
     if soaked.wrong:
         raise typer.Exit(1)
 

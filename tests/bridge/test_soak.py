@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
+from shotstream.bridge.bench import write_json
 from shotstream.bridge.soak import Soaked, soak
 
 
@@ -23,3 +28,9 @@ def test_restless_players_lose_nothing_in_a_minute() -> None:
     soaked = soak(1, lambda line: None, seed=2)
     assert_well(soaked, requests=150)
     assert soaked.reconnects >= 3
+
+
+def test_what_came_of_it_can_be_written_down(tmp_path: Path) -> None:
+    file = tmp_path / "soak.json"
+    write_json(Soaked(1, requests=Counter(prompt=2)), file)
+    assert json.loads(file.read_text())["requests"] == {"prompt": 2}
