@@ -28,7 +28,7 @@ def part(width: int) -> int:
 @triton.jit
 def gelu_tanh_kernel(
     x_ptr: tl.tensor, bias_ptr: tl.tensor, out_ptr: tl.tensor, x_stride: tl.tensor, D: tl.constexpr, BLOCK: tl.constexpr
-):
+) -> None:
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < D

@@ -29,21 +29,26 @@ def default_warps(lanes: int) -> int:
 
 def warps(kernel: str, width: int, device: torch.device) -> int:
     """Warps of one block of this kernel on rows of this width, from the GPU's tuning file or by default."""
-    chosen = _tuned(_architecture(device)).get(f"{kernel}/{width}")
+    chosen = tuned(device).get(f"{kernel}/{width}")
     return default_warps(block_lanes(width)) if chosen is None else chosen
 
 
 @cache
-def _architecture(device: torch.device) -> str:
+def tuned(device: torch.device) -> dict[str, int]:
+    """``KERNEL/WIDTH`` to warps for this GPU, empty where nobody has measured; the benchmark tries others in it."""
+    return _read(architecture(device))
+
+
+def architecture(device: torch.device) -> str:
+    """``sm_90`` and the like; empty for what is no GPU."""
     if device.type != "cuda":
         return ""
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
 
 
-@cache
-def _tuned(architecture: str) -> dict[str, int]:
-    file = resources.files("shotstream.kernels.fused") / "tuning" / f"{architecture}.json"
-    if not architecture or not file.is_file():
+def _read(name: str) -> dict[str, int]:
+    file = resources.files("shotstream.kernels.fused") / "tuning" / f"{name}.json"
+    if not name or not file.is_file():
         return {}
     return dict(json.loads(file.read_text())["warps"])

@@ -44,7 +44,7 @@ def quantise_kernel(
     x_stride: tl.tensor,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+) -> None:
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < D
