@@ -1,4 +1,4 @@
-"""The plugin of the kernels room: the attention named ``triton``. Loaded when asked for, refused where it cannot run."""
+"""The plugin of the kernels room: the attention ``triton``, loaded when asked for, refused where it cannot run."""
 
 from __future__ import annotations
 

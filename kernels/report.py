@@ -12,7 +12,9 @@ from shotstream.runtime.errors import UserError
 def main(arguments: list[str] | None = None) -> int:
     """Print the report; returns 1 if anything is over a limit or does not compile, 2 if nothing can be compiled."""
     parser = argparse.ArgumentParser(prog="python -m shotstream.kernels.report", description=__doc__)
-    parser.add_argument("--arch", type=int, action="append", choices=aot.ARCHITECTURES, help="only this one; repeatable")
+    parser.add_argument(
+        "--arch", type=int, action="append", choices=aot.ARCHITECTURES, help="only this one; repeatable"
+    )
     parser.add_argument("--kernel", default="", help="only kernels with this in their name")
     given = parser.parse_args(arguments)
     try:
