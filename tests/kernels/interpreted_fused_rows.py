@@ -76,7 +76,8 @@ def test_residual_and_norm_in_one_are_the_two_of_them(
     x, y = torch.randn(2, frames * tokens, width).to(kind)
     gate = torch.randn(frames, width).to(kind) if gated else None
     one, two = torch.randn(2, frames, width).to(kind)
-    norm = Norm(weight_D=one[0], bias_D=two[0]) if affine else Norm(scale_ND=one, shift_ND=two)
+    apart_by_three = torch.stack([one, two, one], dim=1)  # scale, shift and gate each have a stride of their own
+    norm = Norm(weight_D=one[0], bias_D=two[0]) if affine else Norm(scale_ND=one, shift_ND=apart_by_three[:, 1])
     apart = x.clone()
     wanted = norm_modulate(gated_residual(apart, y, gate), norm)
     got = gated_residual_norm(x, y, gate, norm, out=poisoned(x))
@@ -116,7 +117,7 @@ def test_rows_may_lie_apart_and_outputs_may_be_the_input() -> None:
     wide = torch.randn(6, 100)
     kept = wide.clone()
     x, modulation = wide[:, 10:73], torch.randn(2, 6, 63)
-    norm = Norm(scale_ND=modulation[:, 1], shift_ND=modulation[:, 0])
+    norm = Norm(scale_ND=modulation[:, 1], shift_ND=torch.randn(2, 63))
     close(norm_modulate(x, norm), ref.layer_norm(x, 1e-6, None, None, norm.scale_ND, norm.shift_ND))
     gated_residual(x, x.clone(), modulation[:, 2])
     close(x, ref.gated_residual(kept[:, 10:73], kept[:, 10:73], modulation[:, 2]))
