@@ -175,7 +175,7 @@ class Session:
                 again = None
         self.choosing.drop()
         if again is not None and self.plan.cut is None:
-            self.plan.put_cut(replace(again, flush=True))
+            self.supersede(self.plan.put_cut(replace(again, flush=True)))
         elif again is not None:
             self.supersede([again.request])
         self.running = None

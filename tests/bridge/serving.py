@@ -113,12 +113,17 @@ class Server:
 def serving(folder: Path, *arguments: str, bind: str = "tcp://127.0.0.1:0") -> Iterator[Server]:
     """A server for as long as a test needs it; nothing of it is left afterwards."""
     server = Server(*arguments, folder=folder, bind=bind)
+    files: list[Path] = []
     try:
         yield server
     finally:
+        with suppress(OSError):
+            files = server.frame_files()
         with suppress(ProcessLookupError):
             os.killpg(server.process.pid, signal.SIGKILL)  # the model process is in the same group
         server.process.wait()
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 class Watcher:

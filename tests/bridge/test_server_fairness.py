@@ -90,3 +90,13 @@ def test_snapshots_that_never_come_about_are_bounded() -> None:
     codes = [client.answers(client.ask(m.Snapshot, name=f"s{n}"))[-1] for n in range(20)]
     assert [type(code).__name__ for code in codes[:8]] == ["Ack"] * 8
     assert all(code.code == "queue_full" for code in codes[8:])
+
+
+def test_a_steer_that_waits_when_the_model_dies_is_told_its_end() -> None:
+    server = VirtualServer(chunk_s=0.05)
+    client = VirtualClient(server)
+    client.ask(m.Prompt, text="a fox", chunks=50)
+    server.run(3)  # until there is no credit left
+    request = client.ask(m.Steer, text="it rains")
+    server.crash()
+    assert client.answers(request)[-1].status == "superseded"
