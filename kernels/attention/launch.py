@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from shotstream.kernels.attention.schedule import Plan
 
 PRECISION = "tf32x3"
 """How float32 products are made: three passes in tf32 keep float32 accuracy. Other dtypes ignore it."""
+
+OPTIONS: Mapping[str, Any] = {"enable_fp_fusion": True}
+"""Options of every build. Multiply-adds are fused, which Triton says it will not do by default for ever."""
 
 
 def scale_of(head_dim: int) -> float:
@@ -83,12 +87,12 @@ def launch(
         kernel[(grid,)](
             q_BLHK, k_BSHK, v_BSHK, out_BLHK, parts if splits > 1 else None, *scale_tensors, length,
             scale_of(head_dim), *counts, *q_BLHK.stride()[:3], *k_BSHK.stride()[:3], *v_strides,
-            *out_BLHK.stride()[:3], **chosen, num_warps=config.warps, num_stages=config.stages,
+            *out_BLHK.stride()[:3], **chosen, num_warps=config.warps, num_stages=config.stages, **OPTIONS,
         )  # fmt: skip
     if plan.split:
         combine_kernel[(plan.split, config.block_q // ROWS)](
             parts, out_BLHK, scale_tensors[2], queries, heads, plan.whole, query_blocks, *out_BLHK.stride()[:3],
-            K=head_dim, BLOCK_Q=config.block_q, SPLITS=plan.splits, ROWS=ROWS, FP8=fp8, num_warps=4,
+            K=head_dim, BLOCK_Q=config.block_q, SPLITS=plan.splits, ROWS=ROWS, FP8=fp8, num_warps=4, **OPTIONS,
         )  # fmt: skip
 
 

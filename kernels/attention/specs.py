@@ -12,7 +12,7 @@ from shotstream.kernels.attention import config as tuning
 from shotstream.kernels.attention.combine import ROWS, combine_kernel
 from shotstream.kernels.attention.config import Config
 from shotstream.kernels.attention.descriptor import descriptor_kernel
-from shotstream.kernels.attention.launch import constants
+from shotstream.kernels.attention.launch import OPTIONS, constants
 from shotstream.kernels.attention.pointer import pointer_kernel
 from shotstream.kernels.attention.scales import FP8
 
@@ -73,6 +73,7 @@ def attention_spec(config: Config, head_dim: int, dtype: torch.dtype, splits: in
         unaligned=["length"],
         num_warps=config.warps,
         num_stages=config.stages,
+        options=OPTIONS,
         spill_limit=FLOAT32_SPILLS if dtype == torch.float32 else 0,
     )
 
@@ -94,4 +95,5 @@ def _combine(head_dim: int, dtype: torch.dtype) -> KernelSpec:
         constants=fixed if fp8 else fixed | {"v_scale_ptr": None},
         divisible=("out_sb", "out_sl", "out_sh"),
         num_warps=4,
+        options=OPTIONS,
     )
