@@ -126,10 +126,14 @@ def play(
     )
 
 
+DEMO_SEED = 1
+"""The film that the README shows."""
+
+
 def demo(
     ctx: typer.Context,
     out: Out = Path("out/demo"),
-    seed: Seed = 0,
+    seed: Seed = DEMO_SEED,
     device: Device = "cpu",
     live: Live = False,
     chunks: Chunks = None,

@@ -151,7 +151,7 @@ def wait_for_frames(path: Path, frames: int) -> None:
         try:
             if count_frames(path) >= frames:
                 return
-        except (OSError, IndexError):  # not there yet, or no frame in it yet
+        except (OSError, ValueError, IndexError):  # not there yet, half a header, or no frame in it yet
             pass
         time.sleep(0.1)
     pytest.fail(f"{path} did not reach {frames} frames")
