@@ -142,7 +142,9 @@ public:
     /// What may be granted now, if that is worth a message.
     std::optional<std::uint64_t> credit() const {
         const std::uint64_t upto = played() + window_;
-        if (upto >= granted_ + step_ || (frames_.empty() && upto > granted_)) return upto;
+        // Room for a whole chunk is told at once: heard of three frames later, it begins three frames later.
+        const bool fits = granted_ < next_seq_ + 2 * step_ && upto >= next_seq_ + 2 * step_;
+        if (upto >= granted_ + step_ || fits || (frames_.empty() && upto > granted_)) return upto;
         return std::nullopt;
     }
     std::uint64_t allowed() const { return std::max(granted_, played() + window_); }
