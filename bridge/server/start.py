@@ -10,7 +10,7 @@ from pathlib import Path
 
 import zmq
 
-from shotstream.bridge.director import Director, load_map, shipped_map
+from shotstream.bridge.director import Director, load_map
 from shotstream.bridge.model.options import WorkerOptions
 from shotstream.bridge.protocol.limits import Limits
 from shotstream.bridge.record import Recorder
@@ -50,9 +50,13 @@ def check_model(model: str) -> None:
 
 
 def directors(event_map: str = "") -> dict[str, Words]:
-    """The directors that sessions can ask for; ``event_map``, a yaml file, is one more under the name own. Raises
-    UserError for what is wrong with the file."""
-    found: dict[str, Words] = {name: DirectedWords(name, Director(shipped_map(name))) for name in ("tiny", "cinematic")}
+    """The directors that sessions can ask for: those of all plugins, and ``event_map`` (a yaml file) as own.
+    Raises UserError for what is wrong with the file."""
+    from shotstream.runtime.runtime import assemble_registry
+
+    registry = assemble_registry()
+    names = registry.names("director")
+    found: dict[str, Words] = {name: DirectedWords(name, registry.factory("director", name)({})) for name in names}
     if event_map:
         found["own"] = DirectedWords("own", Director(load_map(Path(event_map))))
     return found
