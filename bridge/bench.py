@@ -37,7 +37,8 @@ _PATIENCE_S = 120.0
 
 @dataclass
 class Report:
-    """All figures. Times in ms unless the name says otherwise; dictionaries of steering have chunk times in s as keys.
+    """All figures. Times in ms unless the name says otherwise; dictionaries of steering have the mock's
+    seconds a chunk, or a model's name, as keys.
 
     ``added_p99_ms`` and ``of_raw`` compare medians of the runs; ``seen_ms`` is from the call to the first shown frame.
     """
@@ -55,18 +56,18 @@ class Report:
 
 
 @contextmanager
-def mock_server(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """``shotstream serve --model mock`` on a free port: its endpoint and process. Raises UserError if it does not
+def served(*arguments: str, model: str = "mock") -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """``shotstream serve`` on a free port: its endpoint and process. Raises UserError if it does not
     start."""
     entry = "from shotstream.runtime.cli import main; main()"
-    command = [sys.executable, "-c", entry, "serve", "--model", "mock", "--bind", "tcp://127.0.0.1:0", *arguments]
+    command = [sys.executable, "-c", entry, "serve", "--model", model, "--bind", "tcp://127.0.0.1:0", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         lines = iter(process.stderr.readline, "")
         found = next((match for line in lines if (match := re.search(r"listening on (\S+\d)", line))), None)
         if found is None:
-            raise UserError("the server for the measurement did not start; try: shotstream serve --model mock")
+            raise UserError(f"the server for the measurement did not start; try: shotstream serve --model {model}")
         threading.Thread(target=lambda: list(lines), daemon=True).start()  # or it would wait for a reader
         yield found[1], process
     finally:
@@ -105,11 +106,25 @@ class Player:
         return receipt.seen_ms
 
 
-def measure_steering(chunk_s: float, times: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """For one speed of the model: times to the first shown frame by urgency, frozen share of the time by window."""
+def measure_mock_steering(chunk_s: float, times: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """`measure_steering` for one speed of the mock."""
+    with served("--size", "320x192", "--chunk-s", str(chunk_s)) as (endpoint, _):
+        return measure_steering(endpoint, times)
+
+
+def measure_model(model: str, runs: int) -> Report:
+    """Steering with a real model, at whatever speed it has on this machine."""
+    report = Report()
+    with served(model=model) as (endpoint, _):
+        report.seen_ms[model], report.frozen[model] = measure_steering(endpoint, 2 * runs)
+    return report
+
+
+def measure_steering(endpoint: str, times: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Times to the first shown frame by urgency, in ms, and the frozen share of the time by window."""
     seen: dict[str, list[float]] = {}
     frozen: dict[str, float] = {}
-    with mock_server("--size", "320x192", "--chunk-s", str(chunk_s)) as (endpoint, _), Client(endpoint) as client:
+    with Client(endpoint) as client:
         for window in WINDOWS:
             film = client.open(window=window)
             player = Player(client, film)
@@ -135,7 +150,7 @@ def measure_steering(chunk_s: float, times: int) -> tuple[dict[str, list[float]]
 def measure_commits(times: int) -> list[float]:
     """Times from the commit of a prepared choice to its first shown frame, in ms, at 832x480 and 0.5 s a chunk."""
     found: list[float] = []
-    with mock_server("--chunk-s", "0.5") as (endpoint, _), Client(endpoint) as client:
+    with served("--chunk-s", "0.5") as (endpoint, _), Client(endpoint) as client:
         film = client.open()
         player = Player(client, film)
         player.until_seen(film.prompt("a film", chunks=100))
@@ -169,7 +184,7 @@ def measure(runs: int, tell: Console) -> Report:
         report.commit_ms = measure_commits(4 * runs)
         status.update("steering, three speeds at once ...")
         with ThreadPoolExecutor(len(CHUNK_TIMES_S)) as pool:
-            found = list(pool.map(lambda chunk_s: measure_steering(chunk_s, 2 * runs), CHUNK_TIMES_S))
+            found = list(pool.map(lambda chunk_s: measure_mock_steering(chunk_s, 2 * runs), CHUNK_TIMES_S))
     for chunk_s, (seen, frozen) in zip(CHUNK_TIMES_S, found, strict=True):
         report.seen_ms[str(chunk_s)], report.frozen[str(chunk_s)] = seen, frozen
     rate = [statistics.median(flow.frames_per_s for flow in flows) for flows in (report.ours, report.raw)]
@@ -191,10 +206,15 @@ def show(report: Report, console: Console) -> None:
     console.print(f"{report.of_raw:.2f} of the bare rate (goal 0.9); p99 {report.added_p99_ms:+.1f} ms (goal +3)")
     console.print(f"server with 4 sessions at 16 frames/s: {100 * report.cpu_share:.1f} % of a core (goal 15)")
     console.print(f"commit of a prepared choice: {statistics.median(report.commit_ms):.1f} ms (goal 20)")
-    steering = Table("chunk", *(f"{at}, ms" for at in URGENCIES), *(f"frozen, {w}" for w in WINDOWS))
+    show_steering(report, console)
+
+
+def show_steering(report: Report, console: Console) -> None:
+    """From the call to the first shown frame, and how long the film stood still."""
+    steering = Table("s a chunk", *(f"{at}, ms" for at in URGENCIES), *(f"frozen, {w}" for w in WINDOWS))
     for chunk_s, seen in report.seen_ms.items():
         times = (f"{statistics.median(seen[at]):.0f} (to {max(seen[at]):.0f})" for at in URGENCIES)
-        steering.add_row(f"{chunk_s} s", *times, *(f"{100 * report.frozen[chunk_s][str(w)]:.1f} %" for w in WINDOWS))
+        steering.add_row(chunk_s, *times, *(f"{100 * report.frozen[chunk_s][str(w)]:.1f} %" for w in WINDOWS))
     console.print(steering)
 
 

@@ -93,6 +93,7 @@ def bench_bridge(
     soak: Annotated[
         float, typer.Option(min=0, help="Instead: let four players loose for so many minutes, and check everything.")
     ] = 0.0,
+    model: Annotated[str, typer.Option(help="Another than mock: only how soon a player sees what he did.")] = "mock",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
     """Measure the bridge: its way of a frame beside bare sockets, and how soon a player sees what he did."""
@@ -104,8 +105,12 @@ def bench_bridge(
         ensure_writable(json_file.parent)
     console = Console(stderr=True, highlight=False)
     if not soak:
-        report = measurement.measure(runs, console)
-        measurement.show(report, Console(highlight=False))
+        if model == "mock":
+            report = measurement.measure(runs, console)
+            measurement.show(report, Console(highlight=False))
+        else:
+            report = measurement.measure_model(model, runs)
+            measurement.show_steering(report, Console(highlight=False))
         if json_file is not None:
             measurement.write_json(report, json_file)
         return

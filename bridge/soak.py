@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shotstream.bridge.bench import mock_server
+from shotstream.bridge.bench import served
 from shotstream.bridge.client import Client, Film, Receipt
 
 _ANSWER_S = 30.0
@@ -193,7 +193,7 @@ class Restless:
 def soak(minutes: float, tell: Callable[[str], None], *, players: int = 4, seed: int = 0) -> Soaked:
     """Let players loose on a mock server at 320x192 for so long; ``tell`` is given a line now and then."""
     soaked = Soaked(minutes)
-    with mock_server("--size", "320x192", "--chunk-s", "0.12", "--jitter-s", "0.03") as (endpoint, process):
+    with served("--size", "320x192", "--chunk-s", "0.12", "--jitter-s", "0.03") as (endpoint, process):
         crowd = [Restless(endpoint, seed + number, soaked) for number in range(players)]
         begun = sampled = time.monotonic()
         while (now := time.monotonic()) < begun + 60 * minutes:
