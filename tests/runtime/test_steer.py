@@ -268,3 +268,100 @@ def test_the_embedded_model_does_what_it_is_steered_to() -> None:
             left += np.abs(steered - standing)[shown:].mean()
             reached += np.abs(steered - dancing)[shown:].mean()
     assert reached < 0.8 * left
+
+
+# ------------------------------------------------------------------------------------ what is remembered
+def test_context_frames_read_the_caption_they_were_made_under(small_runtime: MakeRuntime) -> None:
+    runtime = small_runtime()
+    session = begun(runtime, chunks=4)
+    made(session, 2)
+    session.steer("a fox dances")
+    made(session, 2)
+    session.begin_shot("a crab", 1)
+    made(session)
+    context: ShotContext = runtime.engine.contexts[-1]  # type: ignore[attr-defined]
+    waits, dances = (embedded(runtime, f"A forest. shot0:a fox {does}") for does in ("waits", "dances"))
+    # Frames 0, 9, 18, 26, 35 and 44 of 45; the first two chunks have 21.
+    assert list(context.caption_index) == [0, 0, 0, 1, 1, 1]
+    for ours, expected in zip(context.captions, (waits, dances), strict=True):
+        assert torch.equal(ours[0][0], expected[0][0])
+    assert list(context.flags) == [0] * 6
+
+
+def test_a_shot_steered_after_its_last_chunk_is_remembered_as_it_was_seen(small_runtime: MakeRuntime) -> None:
+    runtime = small_runtime()
+    plain, steered = begun(runtime), begun(runtime)
+    made(plain, 2)
+    made(steered, 2)
+    steered.steer("a fox dances")
+    for session in (plain, steered):
+        session.cut("a crab", chunks=2)
+    assert np.array_equal(pixels(made(steered, 2)), pixels(made(plain, 2)))
+    assert steered.snapshot() == plain.snapshot()
+
+
+@pytest.mark.parametrize("shots_after", [0, 1, 5])
+def test_a_session_with_steered_shots_continues_bit_for_bit_from_its_snapshot(
+    small_runtime: MakeRuntime, shots_after: int
+) -> None:
+    runtime, other_process = small_runtime(), small_runtime()
+    session = begun(runtime, chunks=3)
+    made(session)
+    session.steer("a fox dances")
+    made(session, 2)
+    for number in range(shots_after):
+        session.begin_shot(f"thing number {number}", 1)
+        made(session)
+    data = session.snapshot()
+    restored, fork = other_process.restore(data), session.fork()
+    assert restored.snapshot() == fork.snapshot() == data
+    films = []
+    for each in (session, restored, fork):
+        chunks = []
+        for number in range(2):
+            each.begin_shot(f"other thing {number}", 2)
+            chunks += made(each, 2)
+        films.append(pixels(chunks))
+    assert np.array_equal(films[0], films[1])
+    assert np.array_equal(films[0], films[2])
+
+
+def test_captions_that_no_kept_frame_was_made_under_are_forgotten(small_runtime: MakeRuntime) -> None:
+    session = begun(small_runtime(), shots_before=6, chunks=40)
+    made(session)
+    for number in range(39):
+        session.steer(f"never seen {number}")
+        session.steer(f"a fox does {number}")
+        made(session)
+        # Of a shot after six others only the first frame is ever shown again.
+        assert len(session._captions) <= 6 + 2
+
+
+# ------------------------------------------------------------------------------------ refusals
+@pytest.mark.parametrize(("caption", "reason"), [("", "empty"), ("  ", "empty"), ("fox " * 900, "at most 24")])
+def test_a_bad_caption_is_refused_and_the_shot_goes_on_as_it_was(
+    small_runtime: MakeRuntime, caption: str, reason: str
+) -> None:
+    runtime = small_runtime()
+    plain, refused = begun(runtime), begun(runtime)
+    expected, chunks = made(plain, 3), made(refused)
+    with pytest.raises(UserError, match=reason):
+        refused.steer(caption)
+    chunks += made(refused, 2)
+    assert np.array_equal(pixels(chunks), pixels(expected))
+    assert chunks[-1].caption == "a fox waits"
+
+
+def test_there_is_nothing_to_steer_between_shots_and_in_a_closed_session(small_runtime: MakeRuntime) -> None:
+    session = small_runtime().open()
+    with pytest.raises(UserError, match="no shot is running"):
+        session.steer("a fox dances")
+    session.begin_shot("a fox", 1)
+    with pytest.raises(UserError, match="no shot is running"):  # it has not begun; a cut replaces it
+        session.steer("a fox dances")
+    assert [c.caption for c in made(session)] == ["a fox"]
+    with pytest.raises(UserError, match="no shot is running"):
+        session.steer("a fox dances")
+    session.close()
+    with pytest.raises(UserError, match="closed"):
+        session.steer("a fox dances")
