@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from shotstream.runtime.engine import Engine
-from shotstream.runtime.errors import UserError
+from shotstream.runtime.errors import CaptionTooLong
 from shotstream.runtime.plugins import ModelParts
 from shotstream.runtime.timing import Stopwatch
 
@@ -29,12 +29,12 @@ class EmbeddedCaptions:
         return len(self._embedded)
 
     def read(self, full: str) -> Any:
-        """What cross-attention reads for this caption; raises UserError if the model could not read it to its end."""
+        """What cross-attention reads for this caption; CaptionTooLong if the model could not read it to its end."""
         if full in self._embedded:
             return self._embedded[full]
         count = self._text.tokens(full)
         if count > self._limit:
-            raise UserError(
+            raise CaptionTooLong(
                 f"the caption needs {count} tokens together with the global caption, but this model reads at most "
                 f"{self._limit}; shorten one of them"
             )

@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it on stderr and exits with 2, without a traceback.
     """
+
+
+class CaptionTooLong(UserError):
+    """A caption that the model could not read to its end; the bridge has a code of its own for it."""

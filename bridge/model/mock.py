@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from shotstream.bridge.model.options import MockOptions
 from shotstream.bridge.model.orders import Facts, NewShot
 from shotstream.bridge.model.studio import Piece, Stopped, Tell
-from shotstream.runtime.errors import UserError
+from shotstream.runtime.errors import CaptionTooLong, UserError
 
 _STEPS = 4
 _CAPTION_LIMIT = 2000
@@ -142,4 +142,4 @@ def _check(caption: str) -> None:
     if not caption.strip():
         raise UserError("the caption of a shot is empty; say what it shows")
     if len(caption) > _CAPTION_LIMIT:
-        raise UserError(f"the caption has {len(caption)} characters; the mock reads {_CAPTION_LIMIT}")
+        raise CaptionTooLong(f"the caption has {len(caption)} characters; the mock reads {_CAPTION_LIMIT}")

@@ -31,7 +31,7 @@ from shotstream.bridge.model.mock import MockStudio
 from shotstream.bridge.model.options import WorkerOptions
 from shotstream.bridge.model.studio import Film, Piece, Stopped, Studio
 from shotstream.bridge.protocol.messages import Encoding
-from shotstream.runtime.errors import UserError
+from shotstream.runtime.errors import CaptionTooLong, UserError
 
 log = logging.getLogger(__name__)
 
@@ -132,9 +132,10 @@ class Worker:
         except Stopped:
             self._undo(order, film)
             self._send(orders.NotMade(order.film, order.ticket, "stopped"))
+        except CaptionTooLong as error:
+            self._send(orders.NotMade(order.film, order.ticket, "text_too_long", str(error)))
         except UserError as error:
-            code = "text_too_long" if "tokens" in str(error) else "invalid_argument"
-            self._send(orders.NotMade(order.film, order.ticket, code, str(error)))
+            self._send(orders.NotMade(order.film, order.ticket, "invalid_argument", str(error)))
         except MemoryError as error:
             self._send(orders.NotMade(order.film, order.ticket, "out_of_memory", _first_line(error)))
         except (ValueError, TypeError, LookupError, ArithmeticError) as error:
