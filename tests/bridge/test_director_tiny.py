@@ -58,7 +58,7 @@ def story_of(global_caption: str, shot_caption: str) -> Story:
     return Story(0, tuple(heroes), place, (made,))
 
 
-def check_the_world_could_tell_it(global_caption: str, shot_caption: str) -> None:
+def assert_the_world_could_tell_it(global_caption: str, shot_caption: str) -> None:
     story = story_of(global_caption, shot_caption)
     assert (story.global_caption, story.shot_caption(0)) == (global_caption, shot_caption)
     assert story.background.place in world.PLACES
@@ -157,7 +157,7 @@ def test_every_caption_is_one_that_a_story_of_the_world_could_have(events, seed)
         except UserError:
             continue
         in_force = direction.global_caption or in_force
-        check_the_world_could_tell_it(in_force, direction.caption)
+        assert_the_world_could_tell_it(in_force, direction.caption)
         assert state.global_caption == in_force
         now = (direction.size, direction.subject)
         asked_for = "size" in event.params or TINY.chart.match(event).size
@@ -171,7 +171,7 @@ def test_cuts_stay_in_the_world_too(subjects):
     state, in_force = TINY.scene(StoryState(), cast=CAST[:2])
     for subject in subjects:
         direction, state = TINY.cut(state, subject=subject)
-        check_the_world_could_tell_it(in_force, direction.caption)
+        assert_the_world_could_tell_it(in_force, direction.caption)
 
 
 @pytest.mark.parametrize("said", ["place", "time"])

@@ -213,7 +213,7 @@ def flood(server: Server, player: Watcher, messages: int, rng: random.Random) ->
     context.destroy(0)
 
 
-def played_beside(server: Server, attack: partial[None]) -> None:
+def assert_played_beside(server: Server, attack: partial[None]) -> None:
     """A film goes on without a hole while something happens, and the server is no larger afterwards."""
     with Client(server.endpoint) as client:
         film = client.open()
@@ -235,9 +235,9 @@ def played_beside(server: Server, attack: partial[None]) -> None:
 
 
 def test_a_film_goes_on_beside_thousands_of_broken_messages(server: Server) -> None:
-    played_beside(server, partial(flood, server, messages=4000, rng=random.Random(2)))
+    assert_played_beside(server, partial(flood, server, messages=4000, rng=random.Random(2)))
 
 
 @pytest.mark.slow
 def test_a_film_goes_on_beside_a_hundred_thousand_broken_messages(server: Server) -> None:
-    played_beside(server, partial(flood, server, messages=100_000, rng=random.Random(3)))
+    assert_played_beside(server, partial(flood, server, messages=100_000, rng=random.Random(3)))

@@ -43,7 +43,8 @@ def channelwise(v_BSHK: Tensor, padding: int = 3) -> Tensor:
     return memory[..., :slots].permute(0, 3, 1, 2).copy_(v_BSHK)
 
 
-def close(got: Tensor, wanted: Tensor) -> None:
+def assert_close(got: Tensor, wanted: Tensor) -> None:
+    """Equal up to the rounding of got's dtype."""
     bound = 4e-6 if got.dtype == torch.float32 else 1e-3
     torch.testing.assert_close(got.float(), wanted.float(), atol=bound * max(1, wanted.abs().max().item()), rtol=bound)
 
@@ -82,9 +83,9 @@ def test_any_shape_and_any_slot(
 
     q_ref, k_ref, v_ref = ref.qk_prologue(qkv, heads, *norms, *table, 1e-6, bias)
     where = ref.cache_slots(start, tokens, slots, begin)
-    close(q, q_ref)
-    close(k[:, where], k_ref)
-    close(v[:, where], v_ref)
+    assert_close(q, q_ref)
+    assert_close(k[:, where], k_ref)
+    assert_close(v[:, where], v_ref)
     rest = torch.ones(slots, dtype=torch.bool)
     rest[where] = False
     assert (k[:, rest] == POISON).all()
@@ -141,8 +142,8 @@ def test_an_eight_bit_cache_holds_values_over_their_heads_scale() -> None:
         kv, None, None, norms[1], *table, None, k, v, k_scale, v_scale, start_at(0), 3, 3, 0, *kv.stride()[:2],
         0, eps=1e-6, D=32, K=8, BLOCK=block_lanes(32), RING=False,
     )  # fmt: skip
-    close(k, k_ref / k_scale[:, None])
-    close(v, (v_ref / v_scale[:, None]).clamp(-448, 448))
+    assert_close(k, k_ref / k_scale[:, None])
+    assert_close(v, (v_ref / v_scale[:, None]).clamp(-448, 448))
     assert v.abs().max() == 448
     eight = [torch.zeros(1, 3, 4, 8, dtype=torch.float8_e4m3fn) for _ in range(2)]
     kv_prologue(kv, norms[1], table, CacheWriter(*eight, start_at(0), None, k_scale, v_scale))
@@ -187,7 +188,7 @@ class Beside:
         for projected in self.projected:
             projected.clear()
 
-    def compare(self, positions_BF: Tensor, flags_BF: Tensor, slot_frame: int, ring: bool) -> None:
+    def assert_agrees(self, positions_BF: Tensor, flags_BF: Tensor, slot_frame: int, ring: bool) -> None:
         """Run the kernel on what the pass projected; queries and the whole of both caches must then agree."""
         c = self.config
         frames = positions_BF.shape[1]
@@ -206,9 +207,9 @@ class Beside:
                 kv_prologue(x, attn.norm_k.weight, tables, writer, bias_P=bias, eps=c.eps)
             else:
                 norms = (attn.norm_q.weight, attn.norm_k.weight)
-                close(qk_prologue(x, norms, tables, writer, bias_P=bias, eps=c.eps), self.queries[layer])
-            close(self.ours.k[layer], self.cache.k[layer])
-            close(self.ours.v[layer], self.cache.v[layer])
+                assert_close(qk_prologue(x, norms, tables, writer, bias_P=bias, eps=c.eps), self.queries[layer])
+            assert_close(self.ours.k[layer], self.cache.k[layer])
+            assert_close(self.ours.v[layer], self.cache.v[layer])
 
 
 WAN_LIKE = DiTConfig(
@@ -229,7 +230,7 @@ def test_two_shots_past_the_rings_end_are_the_models_own(config: DiTConfig) -> N
         shown = ShotConditions(text, None, None, flags, target)
         beside.forget()
         context_pass(model, torch.randn(1, context, config.channels, 4, 2), shown, cache.context())
-        beside.compare(torch.arange(context)[None], flags, 0, ring=False)
+        beside.assert_agrees(torch.arange(context)[None], flags, 0, ring=False)
         chunk = config.chunk_frames
         for start in range(0, config.local_frames + 2 * chunk, chunk):
             x = torch.randn(1, chunk, config.channels, 4, 2)
@@ -240,7 +241,7 @@ def test_two_shots_past_the_rings_end_are_the_models_own(config: DiTConfig) -> N
                     clean_pass(model, x, start, shown, cache.chunk(start))
                 else:
                     chunk_pass(model, x, torch.tensor(500.0), start, shown, cache.chunk(start))
-                beside.compare(positions, target[:, None].expand(1, chunk), context + start, ring=True)
+                beside.assert_agrees(positions, target[:, None].expand(1, chunk), context + start, ring=True)
 
 
 def test_the_table_stays_where_it_is_and_refuses_other_frames() -> None:

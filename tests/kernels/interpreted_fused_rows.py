@@ -35,7 +35,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def close(got: Tensor, wanted: Tensor) -> None:
+def assert_close(got: Tensor, wanted: Tensor) -> None:
     """Equal up to the rounding of got's dtype; nothing unwritten (outputs are poisoned with NaN)."""
     bound = TOLERANCE[got.dtype] * max(1.0, wanted.abs().max().item())
     torch.testing.assert_close(got.float(), wanted.to(got.dtype).float(), atol=bound, rtol=0)
@@ -54,7 +54,7 @@ def test_norm_with_affine_and_modulation_per_frame(
     weight, bias = (torch.randn(width).to(kind) for _ in range(2)) if affine else (None, None)
     scale, shift = torch.randn(1, frames, 2, width).to(kind).unbind(2) if modulated else (None, None)
     got = norm_modulate(x, Norm(1e-6, weight, bias, scale, shift), out=poisoned(x))
-    close(got, ref.layer_norm(x, 1e-6, weight, bias, scale, shift))
+    assert_close(got, ref.layer_norm(x, 1e-6, weight, bias, scale, shift))
 
 
 @few
@@ -65,7 +65,7 @@ def test_residual_with_a_gate_per_frame(frames: int, tokens: int, width: int, ki
     wanted = ref.gated_residual(x, y, gate)
     got = gated_residual(x, y, gate)
     assert got is x
-    close(x, wanted)
+    assert_close(x, wanted)
 
 
 @few
@@ -91,7 +91,7 @@ def test_rms_norm(rows: int, width: int, kind: torch.dtype, biased: bool) -> Non
     x = torch.randn(rows, width).to(kind)
     weight = torch.randn(width).to(kind)
     bias = torch.randn(width).to(kind) if biased else None
-    close(rms_norm(x, weight, bias_D=bias, out=poisoned(x)), ref.rms_norm(x, weight, 1e-6, bias))
+    assert_close(rms_norm(x, weight, bias_D=bias, out=poisoned(x)), ref.rms_norm(x, weight, 1e-6, bias))
 
 
 @few
@@ -99,7 +99,7 @@ def test_rms_norm(rows: int, width: int, kind: torch.dtype, biased: bool) -> Non
 def test_gelu(rows: int, width: int, kind: torch.dtype, biased: bool) -> None:
     x = (4 * torch.randn(rows, width)).to(kind)
     bias = torch.randn(width).to(kind) if biased else None
-    close(gelu_tanh(x, bias, out=poisoned(x)), ref.gelu_tanh(x, bias))
+    assert_close(gelu_tanh(x, bias, out=poisoned(x)), ref.gelu_tanh(x, bias))
 
 
 def test_gelu_of_large_numbers_is_themselves_or_zero() -> None:
@@ -118,14 +118,14 @@ def test_rows_may_lie_apart_and_outputs_may_be_the_input() -> None:
     kept = wide.clone()
     x, modulation = wide[:, 10:73], torch.randn(2, 6, 63)
     norm = Norm(scale_ND=modulation[:, 1], shift_ND=torch.randn(2, 63))
-    close(norm_modulate(x, norm), ref.layer_norm(x, 1e-6, None, None, norm.scale_ND, norm.shift_ND))
+    assert_close(norm_modulate(x, norm), ref.layer_norm(x, 1e-6, None, None, norm.scale_ND, norm.shift_ND))
     gated_residual(x, x.clone(), modulation[:, 2])
-    close(x, ref.gated_residual(kept[:, 10:73], kept[:, 10:73], modulation[:, 2]))
+    assert_close(x, ref.gated_residual(kept[:, 10:73], kept[:, 10:73], modulation[:, 2]))
     assert torch.equal(wide[:, :10], kept[:, :10])
     assert torch.equal(wide[:, 73:], kept[:, 73:])
     y = torch.randn(3, 33)
     wanted = ref.gelu_tanh(y)
-    close(gelu_tanh(y, out=y), wanted)
+    assert_close(gelu_tanh(y, out=y), wanted)
 
 
 def test_what_does_not_fit_is_refused_in_words() -> None:

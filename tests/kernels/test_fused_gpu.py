@@ -179,5 +179,7 @@ def test_nothing_waits_for_the_device() -> None:
     try:
         for call in calls:
             call()
+        with pytest.raises(RuntimeError, match="synchronizing"):  # the watch does see what waits
+            x[0, 0].item()
     finally:
         torch.cuda.set_sync_debug_mode("default")
