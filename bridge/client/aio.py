@@ -17,7 +17,7 @@ import zmq.asyncio
 
 from shotstream.bridge.client.client import ENDPOINT, Client, Film
 from shotstream.bridge.client.film import FilmEvent
-from shotstream.bridge.client.link import Link
+from shotstream.bridge.client.link import Curve, Link
 from shotstream.bridge.client.picture import Frame
 from shotstream.bridge.client.receipts import Receipt, Refused
 from shotstream.bridge.client.verbs import Callback, FilmStatistics, Verbs
@@ -85,7 +85,7 @@ class AsyncClient:
 
     def __init__(
         self, endpoint: str = ENDPOINT, token: str = "", name: str = "python",
-        curve: tuple[str | bytes, str | bytes, str | bytes] | None = None, *, role: m.Role = "player",
+        curve: Curve | None = None, *, role: m.Role = "player",
         stats: bool = False, timeout_s: float = 10.0,
     ) -> None:  # fmt: skip
         self._link = AsyncLink(endpoint, curve)

@@ -16,7 +16,7 @@ from typing import Any
 
 from shotstream.bridge.client.core import ClientCore
 from shotstream.bridge.client.film import EVENTS_KEPT, FilmCore, FilmEvent, StateChanged
-from shotstream.bridge.client.link import Link
+from shotstream.bridge.client.link import Curve, Link
 from shotstream.bridge.client.picture import Frame
 from shotstream.bridge.client.receipts import Receipt
 from shotstream.bridge.client.verbs import Callback, CastSheet, FilmStatistics, Verbs, cast_list
@@ -55,7 +55,7 @@ class Client:
 
     def __init__(
         self, endpoint: str = ENDPOINT, token: str = "", name: str = "python",
-        curve: tuple[str | bytes, str | bytes, str | bytes] | None = None, *, role: m.Role = "player",
+        curve: Curve | None = None, *, role: m.Role = "player",
         stats: bool = False, clock: Callable[[], float] = time.monotonic, link: Link | None = None,
     ) -> None:  # fmt: skip
         self._clock = clock

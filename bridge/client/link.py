@@ -19,7 +19,7 @@ from zmq.utils.monitor import recv_monitor_message
 from shotstream.bridge.protocol.limits import MAGIC
 from shotstream.runtime.errors import UserError
 
-Curve: TypeAlias = tuple[bytes, bytes, bytes]
+Curve: TypeAlias = tuple[str | bytes, str | bytes, str | bytes]
 """The server's public key, our public key, our secret key; Z85 text of 40 characters each."""
 
 
@@ -64,7 +64,7 @@ _NOT_LISTED = "the server at {0} does not admit this client's key"
 class Link:
     """Owns the context, the socket and its monitor. Not for use from several threads."""
 
-    def __init__(self, endpoint: str, curve: tuple[str | bytes, str | bytes, str | bytes] | None = None) -> None:
+    def __init__(self, endpoint: str, curve: Curve | None = None) -> None:
         """Raises `UserError` where the endpoint or a key cannot be right."""
         self.endpoint = endpoint
         self._curve = curve

@@ -6,7 +6,7 @@ Decoding never raises anything but :class:`BadMessage`, whatever the bytes are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import msgspec
 
@@ -18,12 +18,14 @@ Part: TypeAlias = bytes | bytearray | memoryview
 _encoder = msgspec.msgpack.Encoder()
 _from_client = msgspec.msgpack.Decoder(FromClient)
 _from_server = msgspec.msgpack.Decoder(FromServer)
+_CLIENT_TYPES = frozenset(kind.__struct_config__.tag for kind in get_args(FromClient))
+_SERVER_TYPES = frozenset(kind.__struct_config__.tag for kind in get_args(FromServer))
 
 
 class _Peek(msgspec.Struct):
     """The parts of a header that an error names, each still as bytes: one that is wrong does not hide the others."""
 
-    t: msgspec.Raw = msgspec.Raw(b"\xa0")
+    t: msgspec.Raw = msgspec.Raw(b"\xc0")  # nil: no type at all, which is another fault than an empty one
     id: msgspec.Raw = msgspec.Raw(b"\x00")
     session: msgspec.Raw = msgspec.Raw(b"\xa0")
 
@@ -51,7 +53,7 @@ def unpack_client(parts: Sequence[Part], header_bytes: int, part_bytes: int, mos
     try:
         return _from_client.decode(header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _explain(header, error) from None
+        raise _explain(header, error, _CLIENT_TYPES) from None
 
 
 def unpack_server(parts: Sequence[Part]) -> FromServer:
@@ -60,7 +62,7 @@ def unpack_server(parts: Sequence[Part]) -> FromServer:
     try:
         return _from_server.decode(header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _explain(header, error) from None
+        raise _explain(header, error, _SERVER_TYPES) from None
 
 
 BIG = 2**40
@@ -75,16 +77,16 @@ def _header(parts: Sequence[Part], header_bytes: int, part_bytes: int, most_part
     return parts[1]
 
 
-def _explain(header: Part, error: Exception) -> BadMessage:
-    """The same fault in the protocol's words: an unknown type is no bad message."""
+def _explain(header: Part, error: Exception, types: frozenset[str]) -> BadMessage:
+    """The same fault in the protocol's words: a type that is not among ``types`` is unknown, not a bad message."""
     try:
         seen = _peek.decode(header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return BadMessage("bad_message", f"the header cannot be read: {error}")
-    kind, request, session = _read(seen.t, str, ""), _read(seen.id, RequestId, 0), _read(seen.session, Name, "")
-    if isinstance(error, msgspec.ValidationError) and "Invalid value" in str(error) and str(error).endswith("`$.t`"):
+    kind, request, session = _read(seen.t, str, None), _read(seen.id, RequestId, 0), _read(seen.session, Name, "")
+    if kind is not None and kind not in types:
         return BadMessage("unknown_type", f"there is no message of type {kind[:64]!r}", request, session)
-    return BadMessage("bad_message", f"{kind[:64] or 'message'}: {error}", request, session)
+    return BadMessage("bad_message", f"{kind or 'message'}: {error}", request, session)
 
 
 def _read(field: msgspec.Raw, kind: Any, otherwise: Any) -> Any:

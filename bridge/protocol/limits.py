@@ -32,6 +32,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     params: int = PARAMS
     tags: int = TAGS
     choices: int = CHOICES
+    """This and the three above are bounds of the message types: a server that told less would not hold to it."""
     sessions: int = 4
     """Over the whole server."""
     sessions_per_connection: int = 4
@@ -47,7 +48,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_s: int = 30
     lease_s: float = 10.0
     """A connection that says nothing for so long counts as lost."""
-    hello_s: float = 5.0
     session_s: float = 3600.0
     resume_ttl_s: float = 60.0
     """Longest time that a session waits for its client; `open_session` may ask for less."""

@@ -16,7 +16,7 @@ from panda3d.core import (
     TransparencyAttrib,
 )
 
-PAPER, INK, SOFT = (0.10, 0.08, 0.13, 0.74), (1.0, 0.97, 0.9, 1), (1.0, 0.97, 0.9, 0.78)
+PAPER, INK = (0.10, 0.08, 0.13, 0.74), (1.0, 0.97, 0.9, 1)
 KEYS = "WASD or arrows: walk    E: meet    Space: jump    Q: wave    Esc: leave"
 
 

@@ -39,7 +39,7 @@ struct Limits {
     std::uint64_t params = 32, tags = 16, choices = 4, sessions = 4, sessions_per_connection = 4;
     std::uint64_t connections = 64, window_min = 12, window_max = 96, snapshots = 8, ids = 256;
     std::uint64_t replay_frames = 36, requests_per_s = 30;
-    double lease_s = 10.0, hello_s = 5.0, session_s = 3600.0, resume_ttl_s = 60.0;
+    double lease_s = 10.0, session_s = 3600.0, resume_ttl_s = 60.0;
     std::uint64_t bad_messages = 20;
     double ban_s = 60.0;
 
@@ -54,9 +54,8 @@ struct Limits {
         v.always("window_max", &Limits::window_max); v.always("snapshots", &Limits::snapshots);
         v.always("ids", &Limits::ids); v.always("replay_frames", &Limits::replay_frames);
         v.always("requests_per_s", &Limits::requests_per_s); v.always("lease_s", &Limits::lease_s);
-        v.always("hello_s", &Limits::hello_s); v.always("session_s", &Limits::session_s);
-        v.always("resume_ttl_s", &Limits::resume_ttl_s); v.always("bad_messages", &Limits::bad_messages);
-        v.always("ban_s", &Limits::ban_s);
+        v.always("session_s", &Limits::session_s); v.always("resume_ttl_s", &Limits::resume_ttl_s);
+        v.always("bad_messages", &Limits::bad_messages); v.always("ban_s", &Limits::ban_s);
     }
 };
 
