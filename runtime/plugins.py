@@ -24,6 +24,7 @@ from shotstream.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from shotstream.runtime.config import DiTConfig
+    from shotstream.runtime.graph.ops import BlockOps
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,9 @@ ENTRY_POINT_GROUP = "shotstream.plugins"
 
 SLOTS: Mapping[str, str] = {
     "model": "factory(ModelRequest) -> ModelParts: configuration, weights, text encoder, decoder",
-    "attention": "factory() -> callable(q_BLHD, k_BSHD, v_BSHD, mask_LS | None) -> out_BLHD, scale 1/sqrt(D)",
+    "attention": "factory() -> callable(q_BLHD, k_BSHD, v_BSHD, mask_LS | None) -> out_BLHD, scale 1/sqrt(D); with a "
+    "method over_prefix (shotstream.runtime.model.attention.PrefixAttention) it reads key lengths from the device",
+    "ops": "factory(torch.device) -> shotstream.runtime.graph.ops.BlockOps: small operations, for engine graph",
     "engine": "factory(EngineRequest) -> shotstream.runtime.engine.Engine",
     "decoder": "factory(ModelRequest) -> Decoder: streaming latents to pixels, frames to latents",
     "text": "factory(ModelRequest) -> TextEncoder: captions to embeddings",
@@ -133,6 +136,10 @@ class EngineRequest:
     dtype: torch.dtype
     attention: Callable[..., Tensor] | None = None
     """From the `attention` slot; None: the model's own choice."""
+    ops: BlockOps | None = None
+    """From the `ops` slot, for engines that run fused operations; None: torch's."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What only this engine understands; unknown keys are a `UserError`."""
 
 
 class Plugin(Protocol):

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from shotstream.runtime.config import TINY, DiTConfig
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
-from shotstream.runtime.engine import EagerEngine
+from shotstream.runtime.engine import EagerEngine, Engine
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.graph.ops import BlockOps, TorchOps
 from shotstream.runtime.model.attention import Attention, sdpa
 from shotstream.runtime.model.transformer import Transformer
-from shotstream.runtime.plugins import ModelParts, ModelRequest, Registry
+from shotstream.runtime.plugins import EngineRequest, ModelParts, ModelRequest, Registry
 from shotstream.runtime.text.tiny import TinyTextConfig, TinyTextEncoder
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -40,14 +41,16 @@ TINY_LATENT = (10, 16)
 
 
 class CorePlugin:
-    """Engine `eager` and attention `sdpa`: plain torch, on any device."""
+    """Engines `eager` and `graph`, attention `sdpa` and operations `torch`: plain torch, on any device."""
 
     name = "core"
 
     def build(self, registry: Registry) -> None:
-        """Register the two."""
+        """Register them."""
         registry.register("engine", "eager", EagerEngine)
+        registry.register("engine", "graph", _graph_engine)
         registry.register("attention", "sdpa", _sdpa)
+        registry.register("ops", "torch", _torch_ops)
 
 
 class TinyPlugin:
@@ -64,6 +67,16 @@ class TinyPlugin:
 
 def _sdpa() -> Attention:
     return sdpa
+
+
+def _graph_engine(request: EngineRequest) -> Engine:
+    from shotstream.runtime.graph.engine import GraphEngine
+
+    return GraphEngine(request)
+
+
+def _torch_ops(device: torch.device) -> BlockOps:
+    return TorchOps()
 
 
 def load_tiny(request: ModelRequest) -> ModelParts:

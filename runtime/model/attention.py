@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,53 @@ class Attention(Protocol):
     def __call__(self, q_BLHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return ``[B, Lq, heads, head_dim]``; ``mask`` is True where a query may see a key, ``[Lq, Lk]``."""
         ...
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The filled part of a key and value buffer ``[B, S, heads, head_dim]``, for one pass and layer.
+
+    length_1: how many slots are filled, int32 on the device. filled: the same number, known to the host. k_scale_H,
+    v_scale_H: of float8_e4m3fn buffers, whose numbers times the head's scale are the values.
+    """
+
+    k_BSHK: Tensor
+    v_BSHK: Tensor
+    length_1: Tensor
+    filled: int
+    k_scale_H: Tensor | None = None
+    v_scale_H: Tensor | None = None
+
+
+@runtime_checkable
+class PrefixAttention(Protocol):
+    """What a backend may offer beside the plain call.
+
+    One that reads the length from the device when it runs serves every fill level with one captured graph; of others
+    the engine captures one graph per fill level. eight_bit: whether it takes float8 buffers.
+    """
+
+    eight_bit: bool
+
+    def over_prefix(self, q_BLHK: Tensor, prefix: Prefix) -> Tensor:
+        """Attention over the first ``prefix.length_1`` keys; ``prefix.filled`` must not matter."""
+        ...
+
+
+def attend(attention: Attention, q_BLHK: Tensor, prefix: Prefix) -> Tensor:
+    """Attention over a prefix by any backend: by the length on the device, or by a slice of the buffers."""
+    if isinstance(attention, PrefixAttention) and (attention.eight_bit or prefix.k_scale_H is None):
+        return attention.over_prefix(q_BLHK, prefix)
+    k, v = prefix.k_BSHK[:, : prefix.filled], prefix.v_BSHK[:, : prefix.filled]
+    if prefix.k_scale_H is not None and prefix.v_scale_H is not None:
+        k = (k.float() * prefix.k_scale_H[:, None]).to(q_BLHK.dtype)
+        v = (v.float() * prefix.v_scale_H[:, None]).to(q_BLHK.dtype)
+    return attention(q_BLHK, k, v)
+
+
+def reads_device_length(attention: Attention, eight_bit: bool) -> bool:
+    """Whether :func:`attend` ignores the host's idea of the length for such buffers."""
+    return isinstance(attention, PrefixAttention) and (attention.eight_bit or not eight_bit)
 
 
 def sdpa(q_BLHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, mask: Tensor | None = None) -> Tensor:

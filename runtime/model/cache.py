@@ -6,6 +6,7 @@ Source: reference ``wan/modules/causal_model.py``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -42,26 +43,29 @@ class DualCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch: int = 1,
+        values_by_channel: bool = False,
     ) -> None:
+        """values_by_channel: a channel's slots lie next to each other, as eight-bit tensor cores want to read them."""
         frames = config.context_frames + config.local_frames
         shape = (batch, frames * tokens_per_frame, config.heads, config.head_dim)
         self.config = config
         self.tokens_per_frame = tokens_per_frame
         self.dropped = 0
         self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
-        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
+        make_v = _by_channel if values_by_channel else torch.zeros
+        self.v = [make_v(shape, device=device, dtype=dtype) for _ in range(config.layers)]
 
     @property
     def nbytes(self) -> int:
         """Bytes held by all buffers."""
         return sum(t.numel() * t.element_size() for t in (*self.k, *self.v))
 
-    def context(self) -> KeyStore:
+    def context(self) -> CacheSlots:
         """Writer of the global cache: the context frames see only one another."""
         tokens = self.config.context_frames * self.tokens_per_frame
-        return _Slot(self, 0, tokens, tokens)
+        return CacheSlots(self, 0, tokens, tokens)
 
-    def chunk(self, start_frame: int, frames: int | None = None) -> KeyStore:
+    def chunk(self, start_frame: int, frames: int | None = None) -> CacheSlots:
         """Writer of one chunk that starts at latent frame ``start_frame`` of the shot; it sees the filled prefix.
 
         Every pass of a chunk writes the same slots, so the last one (the clean pass) is what later chunks see.
@@ -79,18 +83,31 @@ class DualCache:
             )
         filled = min(held + frames, c.local_frames)
         begin = (c.context_frames + slot) * per_frame
-        return _Slot(self, begin, begin + frames * per_frame, (c.context_frames + filled) * per_frame)
+        return CacheSlots(self, begin, begin + frames * per_frame, (c.context_frames + filled) * per_frame)
 
 
-class _Slot:
-    def __init__(self, cache: DualCache, begin: int, end: int, visible: int) -> None:
-        self.cache, self.begin, self.end, self.visible = cache, begin, end, visible
+@dataclass(frozen=True)
+class CacheSlots:
+    """Where one pass writes, ``begin`` to ``end``, and how many of the first slots it sees; in tokens."""
+
+    cache: DualCache
+    begin: int
+    end: int
+    visible: int
 
     def extend(self, layer: int, k_BLHK: Tensor, v_BLHK: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the pass's slots; return views of what it sees."""
         k, v = self.cache.k[layer], self.cache.v[layer]
         k[:, self.begin : self.end].copy_(k_BLHK)
         v[:, self.begin : self.end].copy_(v_BLHK)
         return k[:, : self.visible], v[:, : self.visible]
+
+
+def _by_channel(shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """Zeros ``[B, S, heads, head_dim]`` in memory as ``[B, heads, head_dim, S]``, rows padded to 16 values."""
+    batch, slots, heads, width = shape
+    memory = torch.zeros((batch, heads, width, -(-slots // 16) * 16), device=device, dtype=dtype)
+    return memory[..., :slots].permute(0, 3, 1, 2)
 
 
 class RecordingKeys:

@@ -206,7 +206,7 @@ class Transformer(nn.Module):
         """
         c = self.config
         height, width = z_BFCHW.shape[3] // c.patch[1], z_BFCHW.shape[4] // c.patch[2]
-        x_BFTD = self._patchify(z_BFCHW)
+        x_BFTD = self.patchify(z_BFCHW)
         e_BFD, e0_BF6D = self.embed_time(t_BF, x_BFTD.dtype)
         rope = rope_table(positions_BF, flags_BF, height, width, c.head_dim, c.jump)
         last = c.layers - 1
@@ -219,16 +219,16 @@ class Transformer(nn.Module):
                 x_BFTD = block(*args)
         if kv_only:
             return z_BFCHW.new_empty(0)
-        return self._unpatchify(self.head(x_BFTD, e_BFD), height, width)
+        return self.unpatchify(self.head(x_BFTD, e_BFD), height, width)
 
-    def _patchify(self, z_BFCHW: Tensor) -> Tensor:
+    def patchify(self, z_BFCHW: Tensor) -> Tensor:
         """Patch embedding as a matrix product: far faster than the strided convolution it equals, above all on CPU."""
         _, dy, dx = self.config.patch
         z = z_BFCHW.unflatten(4, (-1, dx)).unflatten(3, (-1, dy))  # B F C h dy w dx
         patches = z.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
         return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
 
-    def _unpatchify(self, y_BFTP: Tensor, height: int, width: int) -> Tensor:
+    def unpatchify(self, y_BFTP: Tensor, height: int, width: int) -> Tensor:
         """Patches are ordered (row, column, channel), channel fastest: the opposite of the patch embedding."""
         _, dy, dx = self.config.patch
         y = y_BFTP.unflatten(3, (dy, dx, self.config.channels)).unflatten(2, (height, width))

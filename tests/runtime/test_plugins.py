@@ -58,7 +58,7 @@ def test_an_unknown_name_lists_the_valid_ones():
     registry = Registry([Provider("one"), Provider("two", provides="web")])
     with pytest.raises(UserError, match=r"no sink 'tape'.*file, web"):
         registry.factory("sink", "tape")
-    with pytest.raises(UserError, match=r"no slot 'sinks'.*model, attention, engine"):
+    with pytest.raises(UserError, match=r"no slot 'sinks'.*model, attention, ops, engine"):
         registry.factory("sinks", "file")
 
 
@@ -235,7 +235,8 @@ def test_a_decoder_of_another_plugin_takes_the_place_of_the_presets_own(small_ru
 
 def test_our_own_plugins_load_and_describe_themselves():
     states = {state.name: state for state in assemble_registry().describe()}
-    assert states["core"].provides == (("engine", "eager"), ("attention", "sdpa"))
+    core = (("engine", "eager"), ("engine", "graph"), ("attention", "sdpa"), ("ops", "torch"))
+    assert states["core"].provides == core
     assert ("model", "tiny") in states["tiny"].provides
 
 
