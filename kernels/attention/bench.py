@@ -23,8 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from shotstream.kernels.attention.reference import reference_attention
 from shotstream.kernels.attention.scales import FP8, Scales, empty_values, quantise
-
-TOKENS = 1560
+from shotstream.kernels.sizes import WAN, ModelSizes
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class Shape:
     queries: int
     keys: int
     capacity: int
-    heads: int = 12
-    head_dim: int = 128
+    heads: int
+    head_dim: int
 
     @property
     def flops(self) -> int:
@@ -44,11 +43,23 @@ class Shape:
         return 4 * self.queries * self.keys * self.heads * self.head_dim
 
 
-SHAPES = (
-    *(Shape(f"chunk {b}", 3 * TOKENS, (9 + 3 * b) * TOKENS, 27 * TOKENS) for b in range(7)),
-    Shape("context", 6 * TOKENS, 6 * TOKENS, 27 * TOKENS),
-)
-"""The calls of one shot of wan-1.3b at 480x832: seven chunks and the context pass."""
+def chunk_shape(sizes: ModelSizes, chunk: int) -> Shape:
+    """A denoising step of a shot's chunk 0, 1, ...: its queries see the context, the chunks before and their own."""
+    keys = sizes.context_tokens + (chunk + 1) * sizes.chunk_tokens
+    heads, head_dim = sizes.config.heads, sizes.config.head_dim
+    return Shape(f"chunk {chunk}", sizes.chunk_tokens, keys, sizes.capacity, heads, head_dim)
+
+
+def shapes_of(sizes: ModelSizes) -> tuple[Shape, ...]:
+    """The calls of one shot: its chunks until the local cache is full, and the context pass."""
+    config, context = sizes.config, sizes.context_tokens
+    chunks = config.local_frames // config.chunk_frames
+    own = Shape("context", context, context, sizes.capacity, config.heads, config.head_dim)
+    return (*(chunk_shape(sizes, chunk) for chunk in range(chunks)), own)
+
+
+SHAPES = shapes_of(WAN)
+"""What is measured if nothing else is asked for."""
 
 
 @dataclass(frozen=True)

@@ -23,16 +23,14 @@ from shotstream.kernels.attention import config as tuning
 from shotstream.kernels.attention.config import Config
 from shotstream.kernels.attention.scales import FP8, Scales, empty_values, quantise
 from shotstream.kernels.attention.wrapper import cache_attention
+from shotstream.kernels.sizes import EMBEDDED, WAN
 
 SLACK = 1.5
 """How many times torch's error is accepted in 16 bits."""
 FP8_ERROR = 0.08
 """The relative error that is accepted in float8."""
-SHAPES = {
-    128: bench.Shape("chunk 3", 3 * bench.TOKENS, 18 * bench.TOKENS, 27 * bench.TOKENS),
-    64: bench.Shape("tiny", 480, 4320, 4320, heads=3, head_dim=64),
-}
-"""What is timed, by head width."""
+SHAPES = {sizes.config.head_dim: bench.chunk_shape(sizes, 3) for sizes in (WAN, EMBEDDED)}
+"""What is timed, by head width: the middle of a shot."""
 
 
 def candidates(path: tuning.Path_, dtype: torch.dtype) -> Iterator[Config]:

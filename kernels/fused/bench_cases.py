@@ -19,6 +19,7 @@ from shotstream.kernels.fused.prologue import CacheWriter, qk_prologue
 from shotstream.kernels.fused.quantise import quantise_fp8_rowwise
 from shotstream.kernels.fused.residual import gated_residual, gated_residual_norm, gated_residual_norm_fp8
 from shotstream.kernels.fused.rms import rms_norm
+from shotstream.kernels.sizes import WAN
 from shotstream.runtime.model.rope import rotate
 
 _EPS = 1e-6
@@ -46,8 +47,15 @@ class Sizes:
         return self.heads * self.head_dim
 
 
-REAL = Sizes(frames=3, tokens_per_frame=1560, heads=12, head_dim=128, hidden=8960, slots=3 * 4680)
-"""`wan-1.3b` at 480x832; a cache of three chunks, since only one is written."""
+REAL = Sizes(
+    frames=WAN.config.chunk_frames,
+    tokens_per_frame=WAN.tokens_per_frame,
+    heads=WAN.config.heads,
+    head_dim=WAN.config.head_dim,
+    hidden=WAN.config.ffn_dim,
+    slots=3 * WAN.chunk_tokens,
+)
+"""A cache of three chunks, since only one is written."""
 TOY = Sizes(frames=2, tokens_per_frame=3, heads=2, head_dim=8, hidden=40, slots=12)
 
 

@@ -1,7 +1,7 @@
 """What the ahead-of-time report compiles of this folder: every specialisation that an engine launches.
 
-Widths are those of `wan-1.3b` (1536 channels, 8960 in the feed-forward) in bfloat16, of `tiny` (192) in float32. What
-ends in eight bits needs hardware that knows float8_e4m3fn.
+Widths are those of `wan-1.3b` in bfloat16 and of `tiny` in float32. What ends in eight bits needs hardware that knows
+float8_e4m3fn.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import torch
 from shotstream.kernels.aot import ARCHITECTURES, KernelSpec
 from shotstream.kernels.fused import gelu, norm, prologue, quantise, residual, rms, values
 from shotstream.kernels.fused.launch import block_lanes, warps
+from shotstream.runtime.config import TINY, WAN_1_3B
 
-_EPS = 1e-6
+_EPS = WAN_1_3B.eps
+_WIDE, _HIDDEN, _HEAD = WAN_1_3B.dim, WAN_1_3B.ffn_dim, WAN_1_3B.head_dim
+_SMALL, _SMALL_HIDDEN, _SMALL_HEAD = TINY.dim, TINY.ffn_dim, TINY.head_dim
 _WITH_FP8 = tuple(arch for arch in ARCHITECTURES if arch >= 89)
 _NO_GPU = torch.device("cpu")
 _AFFINE, _MODULATED = ("weight_ptr", "bias_ptr"), ("scale_ptr", "shift_ptr")
@@ -32,28 +35,28 @@ def specs() -> list[KernelSpec]:
         _prologue("bf16", "fp8e4nv", values=False),
         _values("bf16", "fp8e4nv"),
         _prologue("fp16", "fp16"),
-        _prologue("fp32", "fp32", width=192, head_dim=64),
+        _prologue("fp32", "fp32", width=_SMALL, head_dim=_SMALL_HEAD),
         _norm("bf16", _MODULATED),
         _norm("bf16", _AFFINE),
         _norm("bf16", _MODULATED, fp8=True),
         _norm("bf16", _AFFINE, fp8=True),
-        _norm("fp32", _MODULATED, width=192),
+        _norm("fp32", _MODULATED, width=_SMALL),
         _residual("bf16"),
-        _residual("fp32", width=192),
+        _residual("fp32", width=_SMALL),
         _residual_norm("bf16", True, _AFFINE),
         _residual_norm("bf16", False, _MODULATED),
         _residual_norm("bf16", True, _MODULATED),
         _residual_norm("bf16", True, _AFFINE, fp8=True),
         _residual_norm("bf16", False, _MODULATED, fp8=True),
         _residual_norm("bf16", True, _MODULATED, fp8=True),
-        _residual_norm("fp32", True, _MODULATED, width=192),
+        _residual_norm("fp32", True, _MODULATED, width=_SMALL),
         _rms("bf16"),
-        _rms("fp32", width=192),
+        _rms("fp32", width=_SMALL),
         _gelu("bf16"),
         _gelu("bf16", fp8=True),
-        _gelu("fp32", width=768),
-        _quantise("bf16", 1536),
-        _quantise("bf16", 8960),
+        _gelu("fp32", width=_SMALL_HIDDEN),
+        _quantise("bf16", _WIDE),
+        _quantise("bf16", _HIDDEN),
     ]
     return found
 
@@ -88,8 +91,8 @@ def _prologue(
     kind: str,
     cache: str,
     *,
-    width: int = 1536,
-    head_dim: int = 128,
+    width: int = _WIDE,
+    head_dim: int = _HEAD,
     ring: bool = True,
     queries: bool = True,
     values: bool = True,
@@ -109,7 +112,7 @@ def _prologue(
         "v_scale_ptr": scale if values else None,
         "start_ptr": "i32",
     }
-    # A chunk is 3 x 1560 tokens, and the table's stride over the batch is zero or a multiple of the head's width.
+    # A chunk's tokens are no multiple of 16; the table's stride over the batch is zero or one of the head's width.
     integers = {
         "tokens": False,
         "slots": False,
@@ -126,7 +129,7 @@ def _prologue(
 def _values(kind: str, cache: str) -> KernelSpec:
     tile = {"TOKENS": values.TOKENS, "CHANNELS": values.CHANNELS}
     return KernelSpec(
-        name=f"fused/values_by_channel {kind} to {cache} 1536",
+        name=f"fused/values_by_channel {kind} to {cache} {_WIDE}",
         kernel=values.values_by_channel_kernel,
         signature={
             "v_ptr": f"*{kind}",
@@ -137,7 +140,7 @@ def _values(kind: str, cache: str) -> KernelSpec:
             **dict.fromkeys(("tokens", "slots", "ring_begin"), "i32"),
             **dict.fromkeys(("v_stride_b", "v_stride_l", "out_stride_b", "out_stride_c"), "i32"),
         },
-        constants={"D": 1536, "K": 128, "RING": True, **tile},
+        constants={"D": _WIDE, "K": _HEAD, "RING": True, **tile},
         divisible=("v_stride_b", "v_stride_l", "out_stride_b", "out_stride_c"),
         num_warps=values.tile_warps(_NO_GPU),
         architectures=_WITH_FP8,
@@ -149,7 +152,7 @@ def _norm_pointers(kind: str, parts: tuple[str, ...], fp8: bool) -> dict[str, st
     return {**present, "out_ptr": "fp8e4nv" if fp8 else kind, "row_scale_ptr": "fp32" if fp8 else None}
 
 
-def _norm(kind: str, parts: tuple[str, ...], *, width: int = 1536, fp8: bool = False) -> KernelSpec:
+def _norm(kind: str, parts: tuple[str, ...], *, width: int = _WIDE, fp8: bool = False) -> KernelSpec:
     pointers = {"x_ptr": kind, **_norm_pointers(kind, parts, fp8)}
     integers = {"x_stride": True, "scale_stride": True, "shift_stride": True, "rows_per_vector": False}
     label = f"{kind} {width} {'affine' if parts is _AFFINE else 'modulated'}"
@@ -157,7 +160,7 @@ def _norm(kind: str, parts: tuple[str, ...], *, width: int = 1536, fp8: bool = F
     return _spec(name, norm.norm_modulate_kernel, width, pointers, integers, {"eps": _EPS}, label=label)
 
 
-def _residual(kind: str, *, width: int = 1536) -> KernelSpec:
+def _residual(kind: str, *, width: int = _WIDE) -> KernelSpec:
     pointers = {"x_ptr": kind, "y_ptr": kind, "gate_ptr": kind}
     integers = {"x_stride": True, "y_stride": True, "gate_stride": True, "rows_per_gate": False}
     label = f"{kind} {width}"
@@ -165,7 +168,7 @@ def _residual(kind: str, *, width: int = 1536) -> KernelSpec:
 
 
 def _residual_norm(
-    kind: str, gate: bool, parts: tuple[str, ...], *, width: int = 1536, fp8: bool = False
+    kind: str, gate: bool, parts: tuple[str, ...], *, width: int = _WIDE, fp8: bool = False
 ) -> KernelSpec:
     pointers = {
         "x_ptr": kind,
@@ -188,7 +191,7 @@ def _residual_norm(
     return _spec(name, kernel, width, pointers, integers, {"eps": _EPS}, label=label)
 
 
-def _rms(kind: str, *, width: int = 1536) -> KernelSpec:
+def _rms(kind: str, *, width: int = _WIDE) -> KernelSpec:
     pointers = {"x_ptr": kind, "weight_ptr": kind, "bias_ptr": kind, "out_ptr": kind}
     return _spec(
         "rms_norm",
@@ -201,7 +204,7 @@ def _rms(kind: str, *, width: int = 1536) -> KernelSpec:
     )
 
 
-def _gelu(kind: str, *, width: int = 8960, fp8: bool = False) -> KernelSpec:
+def _gelu(kind: str, *, width: int = _HIDDEN, fp8: bool = False) -> KernelSpec:
     pointers = {"x_ptr": kind, "bias_ptr": kind, "out_ptr": "fp8e4nv" if fp8 else kind}
     integers, label = {"x_stride": True}, f"{kind} {width}"
     if fp8:

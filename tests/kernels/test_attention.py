@@ -148,7 +148,6 @@ def test_the_benchmark_runs_without_a_gpu_at_toy_size() -> None:
     assert {result.name for result in results} == {"torch flash", "torch math"}
     assert all(result.error < 1e-5 and result.tflops > 0 for result in results)
     assert "| toy | torch flash |" in bench.table(results)
-    assert bench.SHAPES[0].keys == 14040
     assert bench.SHAPES[6].flops == 4 * 4680 * 42120 * 1536
 
 
