@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
+from shotstream.runtime.graph.ops import FP8, FP8_MAX
 
 
 @dataclass(frozen=True)

@@ -16,21 +16,7 @@ from shotstream.kernels.fused.checks import as_rows, check, frame_vectors
 from shotstream.kernels.fused.launch import block_lanes, warps
 from shotstream.kernels.fused.quantise import Fp8Rows, fp8_rows
 from shotstream.kernels.fused.rows import load_row, norm_row, store_row
-
-
-@dataclass(frozen=True)
-class Norm:
-    """``(norm(x) * weight + bias) * (1 + scale) + shift``; what is None is left out.
-
-    weight_D, bias_D: one vector of D channels. scale_ND, shift_ND: ``[..., D]``, one vector for each of N equal runs of
-    rows (the tokens of a frame); views such as one of the six modulation vectors of ``[B, F, 6, D]`` do.
-    """
-
-    eps: float = 1e-6
-    weight_D: Tensor | None = None
-    bias_D: Tensor | None = None
-    scale_ND: Tensor | None = None
-    shift_ND: Tensor | None = None
+from shotstream.runtime.graph.ops import Norm
 
 
 @dataclass(frozen=True)

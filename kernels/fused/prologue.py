@@ -8,8 +8,6 @@ simply count on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -19,51 +17,32 @@ from shotstream.kernels.fused.checks import FLOATS, check
 from shotstream.kernels.fused.launch import block_lanes, warps
 from shotstream.kernels.fused.rows import inverse_rms, load_row
 from shotstream.kernels.fused.values import by_channel, write_values_by_channel
+from shotstream.runtime.graph.ops import FP8, FP8_MAX, CacheWriter
 
-_FP8_MAX = tl.constexpr(448.0)
+_FP8_MAX = tl.constexpr(FP8_MAX)
 
 
-@dataclass(frozen=True)
-class CacheWriter:
-    """One layer's keys and values and where the pass's tokens go.
-
-    k_BSHK, v_BSHK: the preallocated buffers, S slots of one token each, contiguous; float32, bfloat16, float16, or
-    float8_e4m3fn. v_BSHK may lie channel by channel instead, its slots next to each other in memory. start_1: int32, on
-    the device: slot of the pass's first token, not negative. ring_begin: first slot of the ring that reaches to the
-    buffer's end; a start past the end is taken modulo the ring. None: no ring, and tokens past the end are not written.
-    k_scale_H, v_scale_H: float32, for eight-bit buffers only: what is stored times the head's scale is the value, and
-    what exceeds 448 scales becomes 448 scales.
-    """
-
-    k_BSHK: Tensor
-    v_BSHK: Tensor
-    start_1: Tensor
-    ring_begin: int | None = None
-    k_scale_H: Tensor | None = None
-    v_scale_H: Tensor | None = None
-
-    def check(self, like: Tensor, batch: int, tokens: int, heads: int, head_dim: int) -> None:
-        """Raise ValueError unless a pass of this size can be written."""
-        k, v = self.k_BSHK, self.v_BSHK
-        kinds = (*FLOATS, torch.float8_e4m3fn)
-        check("k_BSHK", k, like=like, shape=(batch, None, heads, head_dim), dtypes=kinds, contiguous=True)
-        if not by_channel(v):
-            check("v_BSHK", v, like=like, shape=k.shape, dtypes=(k.dtype,), contiguous=True)
-        elif v.shape != k.shape or v.dtype != k.dtype or v.device != k.device:
-            raise ValueError(f"v_BSHK is {list(v.shape)} {v.dtype} on {v.device} and k_BSHK {list(k.shape)} {k.dtype}")
-        check("start_1", self.start_1, like=like, shape=(1,), dtypes=(torch.int32,))
-        slots = k.shape[1]
-        ring = slots if self.ring_begin is None else slots - self.ring_begin
-        if self.ring_begin is not None and not 0 <= self.ring_begin < slots:
-            raise ValueError(f"ring_begin is {self.ring_begin}; the buffer has slots 0 to {slots - 1}")
-        if tokens > ring:
-            raise ValueError(f"{tokens} tokens do not fit {ring} slots: two of them would share one")
-        eight_bit = k.dtype == torch.float8_e4m3fn
-        for name, scale in (("k_scale_H", self.k_scale_H), ("v_scale_H", self.v_scale_H)):
-            if (scale is not None) != eight_bit:
-                raise ValueError(f"{name} {'is missing' if eight_bit else 'is given'} and the cache is {k.dtype}")
-            if scale is not None:
-                check(name, scale, like=like, shape=(heads,), dtypes=(torch.float32,), contiguous=True)
+def check_writer(cache: CacheWriter, like: Tensor, batch: int, tokens: int, heads: int, head_dim: int) -> None:
+    """Raise ValueError unless a pass of this size can be written: buffers contiguous, or values by channel."""
+    k, v = cache.k_BSHK, cache.v_BSHK
+    check("k_BSHK", k, like=like, shape=(batch, None, heads, head_dim), dtypes=(*FLOATS, FP8), contiguous=True)
+    if not by_channel(v):
+        check("v_BSHK", v, like=like, shape=k.shape, dtypes=(k.dtype,), contiguous=True)
+    elif v.shape != k.shape or v.dtype != k.dtype or v.device != k.device:
+        raise ValueError(f"v_BSHK is {list(v.shape)} {v.dtype} on {v.device} and k_BSHK {list(k.shape)} {k.dtype}")
+    check("start_1", cache.start_1, like=like, shape=(1,), dtypes=(torch.int32,))
+    slots = k.shape[1]
+    ring = slots if cache.ring_begin is None else slots - cache.ring_begin
+    if cache.ring_begin is not None and not 0 <= cache.ring_begin < slots:
+        raise ValueError(f"ring_begin is {cache.ring_begin}; the buffer has slots 0 to {slots - 1}")
+    if tokens > ring:
+        raise ValueError(f"{tokens} tokens do not fit {ring} slots: two of them would share one")
+    eight_bit = k.dtype == FP8
+    for name, scale in (("k_scale_H", cache.k_scale_H), ("v_scale_H", cache.v_scale_H)):
+        if (scale is not None) != eight_bit:
+            raise ValueError(f"{name} {'is missing' if eight_bit else 'is given'} and the cache is {k.dtype}")
+        if scale is not None:
+            check(name, scale, like=like, shape=(heads,), dtypes=(torch.float32,), contiguous=True)
 
 
 @triton.jit
@@ -231,7 +210,7 @@ def _checked(
         check(name, values, like=x_BLP, shape=shape, dtypes=(torch.float32,), contiguous=True)
     if bias_P is not None:
         check("bias_P", bias_P, like=x_BLP, shape=(parts * width,))
-    cache.check(x_BLP, batch, tokens, heads, head_dim)
+    check_writer(cache, x_BLP, batch, tokens, heads, head_dim)
     return batch, tokens, heads, head_dim
 
 

@@ -1,11 +1,9 @@
 """Activation rows to float8_e4m3fn with one float32 scale each, as row-wise scaled products want them.
 
-The other kernels that can end in eight bits share the layout (:class:`Fp8Rows`) and the device function.
+The other kernels that can end in eight bits share the layout (the runtime's `Fp8Rows`) and the device function.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -15,13 +13,7 @@ from torch import Tensor
 from shotstream.kernels.fused.checks import as_rows, check
 from shotstream.kernels.fused.launch import block_lanes, warps
 from shotstream.kernels.fused.rows import load_row, store_row
-
-
-class Fp8Rows(NamedTuple):
-    """values_LD float8_e4m3fn, contiguous; scale_L1 float32, contiguous; ``values * scale`` is the activation."""
-
-    values_LD: Tensor
-    scale_L1: Tensor
+from shotstream.runtime.graph.ops import FP8, Fp8Rows
 
 
 def fp8_rows(x: Tensor, out: Fp8Rows | None) -> Fp8Rows:
@@ -29,9 +21,9 @@ def fp8_rows(x: Tensor, out: Fp8Rows | None) -> Fp8Rows:
     width = x.shape[-1]
     rows = x.numel() // width
     if out is None:
-        values = torch.empty(rows, width, dtype=torch.float8_e4m3fn, device=x.device)
+        values = torch.empty(rows, width, dtype=FP8, device=x.device)
         return Fp8Rows(values, torch.empty(rows, 1, dtype=torch.float32, device=x.device))
-    check("values_LD", out.values_LD, like=x, shape=(rows, width), dtypes=(torch.float8_e4m3fn,), contiguous=True)
+    check("values_LD", out.values_LD, like=x, shape=(rows, width), dtypes=(FP8,), contiguous=True)
     check("scale_L1", out.scale_L1, like=x, shape=(rows, 1), dtypes=(torch.float32,), contiguous=True)
     return out
 

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FP8_MAX = 448.0
-"""Largest finite float8_e4m3fn."""
+from shotstream.runtime.graph.ops import FP8, FP8_MAX
 
 _SMALLEST_AMAX = 1e-12
 """A row of zeros gets a scale that can still be divided by."""
@@ -108,7 +107,7 @@ def qk_prologue(
 
 def quantise_heads(x_BLHK: Tensor, scale_H: Tensor) -> Tensor:
     """``x / scale`` of each head as float8_e4m3fn; what is beyond its range becomes its largest value."""
-    return (x_BLHK.float() / scale_H[:, None]).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    return (x_BLHK.float() / scale_H[:, None]).clamp(-FP8_MAX, FP8_MAX).to(FP8)
 
 
 def head_scales(x_BLHK: Tensor, margin: float = 1.0) -> Tensor:
@@ -122,4 +121,4 @@ def quantise_rowwise(x: Tensor) -> tuple[Tensor, Tensor]:
     x_LD = x.reshape(-1, x.shape[-1]).float()
     amax_L1 = x_LD.abs().amax(dim=1, keepdim=True).clamp(min=_SMALLEST_AMAX)
     values = (x_LD * (FP8_MAX / amax_L1)).clamp(-FP8_MAX, FP8_MAX)
-    return values.to(torch.float8_e4m3fn), amax_L1 / FP8_MAX
+    return values.to(FP8), amax_L1 / FP8_MAX

@@ -9,8 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from shotstream.runtime.graph.ops import FP8_MAX
+
 # What Triton reads as a constant inside a kernel has to be wrapped.
-_FP8_MAX = tl.constexpr(448.0)
+_FP8_MAX = tl.constexpr(FP8_MAX)
 _SMALLEST_AMAX = tl.constexpr(1e-12)
 
 

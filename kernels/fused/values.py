@@ -12,11 +12,12 @@ import triton.language as tl
 from torch import Tensor
 
 from shotstream.kernels.fused.launch import warps
+from shotstream.runtime.graph.ops import FP8_MAX
 
 TOKENS, CHANNELS = 64, 64
 """A tile: 128 bytes of every token read, 64 slots of every channel written."""
 
-_FP8_MAX = tl.constexpr(448.0)
+_FP8_MAX = tl.constexpr(FP8_MAX)
 
 
 def by_channel(v_BSHK: Tensor) -> bool:
@@ -80,7 +81,7 @@ def write_values_by_channel(
     scale_H: Tensor | None,
     bias_D: Tensor | None,
 ) -> None:
-    """Write a pass's values; see :class:`~shotstream.kernels.fused.prologue.CacheWriter`, which has checked them.
+    """Write a pass's values; the prologue's `check_writer` has looked at them.
 
     v_BLD: a view of the projection, channels contiguous. v_BSHK: a buffer for which :func:`by_channel` holds.
     """
