@@ -1,4 +1,4 @@
-"""The ``wan-1.3b`` preset: ShotStream's released student with the Wan VAE and umT5-XXL, and its memory plan.
+"""The ``wan-1.3b`` preset: ShotStream's released student with the Wan VAE (or TAEHV) and umT5-XXL, and its memory plan.
 
 It finds files, refuses early what cannot fit, loads and puts in place; the parts themselves live in ``model/``,
 ``decoders/`` and ``text/``. Weights come from a folder as ``shotstream fetch wan-1.3b`` makes it, or are random.
@@ -20,8 +20,12 @@ import torch
 from torch import Tensor
 
 from shotstream.runtime.config import WAN_1_3B, DiTConfig
+from shotstream.runtime.decoders.common import SPACE_FACTOR, TIME_FACTOR
+from shotstream.runtime.decoders.taehv import NAME as TAEHV
+from shotstream.runtime.decoders.taehv import Taehv, TaehvConfig, load_taehv, parameter_count, random_taehv
+from shotstream.runtime.decoders.wan_vae import NAME as WAN_VAE
 from shotstream.runtime.decoders.wan_vae import PARAMETERS as VAE_PARAMETERS
-from shotstream.runtime.decoders.wan_vae import SPACE_FACTOR, WanVAE, WanVAEConfig, load_wan_vae, random_wan_vae
+from shotstream.runtime.decoders.wan_vae import WanVAE, WanVAEConfig, WanVAEOptions, load_wan_vae, random_wan_vae
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.fetch import default_folder, known_sha256
 from shotstream.runtime.model.state_dicts import dit_shapes, load_dit, placed
@@ -47,8 +51,10 @@ _PLACES: Mapping[str, tuple[str, ...]] = {
         "google/umt5-xxl",
         "tokenizer",
     ),
+    TAEHV: ("taehv/taew2_1.safetensors", "taew2_1.safetensors", "taehv/taew2_1.pth", "taew2_1.pth"),
 }
-_OPTIONS = {*_PLACES, "lora", "text_device"}
+_OPTIONS = {*_PLACES, "lora", "text_device", "decoder"}
+_DECODERS = (WAN_VAE, TAEHV)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,9 @@ class WanSizes:
 
     config: DiTConfig = WAN_1_3B
     vae: WanVAEConfig = field(default_factory=WanVAEConfig)
+    vae_options: WanVAEOptions = field(default_factory=WanVAEOptions)
+    taehv: TaehvConfig = field(default_factory=TaehvConfig)
+    """Of random weights; a file brings its own sizes."""
     latent_size: tuple[int, int] = (60, 104)
     """Height and width of a latent frame; a pixel frame is eight times that: 480 x 832."""
     vae_parameters: int = VAE_PARAMETERS
@@ -86,13 +95,17 @@ class MemoryPlan:
 
 
 def memory_plan(
-    sizes: WanSizes, dtype: torch.dtype = torch.bfloat16, captions: int = 7, text_on_device: bool = True
+    sizes: WanSizes,
+    dtype: torch.dtype = torch.bfloat16,
+    captions: int = 7,
+    text_on_device: bool = True,
+    decoder: str = WAN_VAE,
 ) -> MemoryPlan:
     """What this preset needs. ``captions``: text keys and values kept, six of history and one.
 
-    Weights, caches and text keys follow from the sizes exactly. Two items are estimates: what the decoder's causal
-    convolutions remember (two frames each, seven or so at every resolution), and the working space, i.e. two
-    feed-forward activations of a context pass or the decoder's two widest full-size feature maps over four frames.
+    Weights, caches, text keys and TAEHV's stream follow from the sizes exactly. Two items are estimates: what the Wan
+    VAE's causal convolutions remember (two frames each, seven or so at every resolution), and the working space, i.e.
+    two feed-forward activations of a context pass or what lives at the decoder's widest place (``_decoder_peak``).
     """
     c, byte = sizes.config, dtype.itemsize
     height, width = sizes.latent_size
@@ -104,12 +117,15 @@ def memory_plan(
         "transformer": weights * byte,
         "key-value caches": (c.context_frames + c.local_frames) * tokens * per_token,
         "caption keys and values": captions * c.text_len * per_token,
-        "video codec": sizes.vae_parameters * byte,
-        "decoder stream (estimated)": _stream_values(sizes.vae, pixels) * byte,
+        "video codec": (parameter_count(sizes.taehv) if decoder == TAEHV else sizes.vae_parameters) * byte,
         "working space (estimated)": max(
-            2 * c.context_frames * tokens * c.ffn_dim * byte, 2 * 4 * pixels * 2 * sizes.vae.base_dim * byte
+            2 * c.context_frames * tokens * c.ffn_dim * byte, _decoder_peak(sizes, decoder) * byte
         ),
     }
+    if decoder == TAEHV:
+        items["decoder stream"] = sizes.taehv.stream_values(height, width) * byte
+    else:
+        items["decoder stream (estimated)"] = _stream_values(sizes.vae, pixels) * byte
     if text_on_device:
         items["text encoder"] = sizes.text_parameters * byte
     return MemoryPlan(items)
@@ -118,6 +134,19 @@ def memory_plan(
 def _stream_values(vae: WanVAEConfig, pixels: int) -> int:
     """Values that the decoder's causal convolutions keep: seven at each resolution, two frames each."""
     return 2 * 7 * sum(vae.base_dim * width * pixels // 4**level for level, width in enumerate(vae.dim_mult))
+
+
+def _decoder_peak(sizes: WanSizes, decoder: str) -> int:
+    """Values that live at a decoder's widest place, beside its stream; tests count them on the meta device.
+
+    Wan VAE: eight full-size maps of the narrowest width over a call's frames, some of them in float32 in the norms.
+    TAEHV: a whole chunk's last map before and after its convolution, and the one that was doubled to it.
+    """
+    pixels = sizes.frame_size[0] * sizes.frame_size[1]
+    if decoder == TAEHV:
+        frames = TIME_FACTOR * sizes.config.chunk_frames
+        return 9 * frames * pixels * sizes.taehv.decoder_widths[2] // 4
+    return 8 * TIME_FACTOR * sizes.vae_options.latents_per_call * pixels * sizes.vae.base_dim
 
 
 def check_memory(plan: MemoryPlan, device: torch.device) -> None:
@@ -169,26 +198,30 @@ class WanPlugin:
         self.sizes = sizes or WanSizes()
 
     def build(self, registry: Registry) -> None:
-        """Register ``wan-1.3b``, ``wan-vae`` and ``umt5-xxl``."""
+        """Register ``wan-1.3b``, ``wan-vae``, ``taehv`` and ``umt5-xxl``."""
         registry.register("model", PRESET, self.load)
-        registry.register("decoder", "wan-vae", self.load_decoder)
+        registry.register("decoder", WAN_VAE, self.load_decoder)
+        registry.register("decoder", TAEHV, self.load_taehv)
         registry.register("text", "umt5-xxl", self.load_text)
 
     def load(self, request: ModelRequest) -> ModelParts:
-        """The whole model on the device. Options: paths for ``dit``, ``lora``, ``vae``, ``text``, ``tokenizer``, and
+        """The whole model on the device. Options: paths for ``dit``, ``lora``, ``vae``, ``taehv``, ``text``,
+        ``tokenizer``; ``decoder`` (``wan-vae`` or ``taehv``, which then is the only one loaded and planned for); and
         ``text_device`` (``cpu`` leaves the text encoder's 11.4 GB off the GPU). ``UserError`` names what is wrong."""
         _check_options(request)
+        chosen = _decoder(request)
         text_device = torch.device(request.options.get("text_device", request.device))
         # With random weights there is no text encoder; on a CPU its file is mapped and may leave memory again.
         counted = request.weights != "random" and text_device == request.device and text_device.type != "cpu"
-        check_memory(memory_plan(self.sizes, request.dtype, text_on_device=counted), request.device)
+        plan = memory_plan(self.sizes, request.dtype, text_on_device=counted, decoder=chosen)
+        check_memory(plan, request.device)
         transformer = self._transformer(request)
         return ModelParts(
             name=PRESET,
             config=self.sizes.config,
             transformer=transformer,
             text=self.load_text(request),
-            decoder=self.load_decoder(request),
+            decoder=self.load_taehv(request) if chosen == TAEHV else self.load_decoder(request),
             weights_hash=self._hash(request),
             latent_shape=(self.sizes.config.channels, *self.sizes.latent_size),
             frame_size=self.sizes.frame_size,
@@ -197,9 +230,16 @@ class WanPlugin:
 
     def load_decoder(self, request: ModelRequest) -> WanVAE:
         """The Wan VAE alone."""
+        options = self.sizes.vae_options
         if request.weights == "random":
-            return random_wan_vae(self.sizes.vae, request.seed, request.device, request.dtype)
-        return load_wan_vae(_place(request, "vae"), request.device, request.dtype)
+            return random_wan_vae(self.sizes.vae, request.seed, request.device, request.dtype, options)
+        return load_wan_vae(_place(request, "vae"), request.device, request.dtype, options)
+
+    def load_taehv(self, request: ModelRequest) -> Taehv:
+        """TAEHV alone; its file is looked for where ``shotstream fetch taehv`` puts it, then in the preset's folder."""
+        if request.weights == "random":
+            return random_taehv(self.sizes.taehv, request.seed, request.device, request.dtype)
+        return load_taehv(_place(request, TAEHV), request.device, request.dtype)
 
     def load_text(self, request: ModelRequest) -> TextEncoder:
         """umT5-XXL alone; with random weights its stand-in."""
@@ -232,11 +272,12 @@ class WanPlugin:
     def _hash(self, request: ModelRequest) -> str:
         """Identity of the weights: the files' hashes (from the fetch record where it still holds), or the seed."""
         digest = hashlib.sha256(self.sizes.config.to_json().encode())
+        small = _decoder(request) == TAEHV
         if request.weights == "random":
-            digest.update(f"random {request.seed} {self.sizes.vae}".encode())
+            digest.update(f"random {request.seed} {self.sizes.taehv if small else self.sizes.vae}".encode())
             return digest.hexdigest()
         root = _root(request)
-        for part in ("dit", "vae", "text"):
+        for part in ("dit", TAEHV if small else "vae", "text"):
             path = _place(request, part)
             path = path if path.is_file() else next(p for p in sorted(path.iterdir()) if p.suffix != ".json")
             inside = path.is_relative_to(root)
@@ -262,6 +303,14 @@ def _check_options(request: ModelRequest) -> None:
         raise UserError(f"'{PRESET}' has no option {', '.join(unknown)}; it has {', '.join(sorted(_OPTIONS))}")
 
 
+def _decoder(request: ModelRequest) -> str:
+    """The decoder asked for in the options."""
+    name = str(request.options.get("decoder", WAN_VAE))
+    if name not in _DECODERS:
+        raise UserError(f"'{PRESET}' has no decoder '{name}'; it has {', '.join(_DECODERS)}")
+    return name
+
+
 def _root(request: ModelRequest) -> Path:
     return default_folder(PRESET) if request.weights == "default" else Path(request.weights)
 
@@ -271,10 +320,15 @@ def _place(request: ModelRequest, part: str) -> Path:
     options: Mapping[str, Any] = request.options
     if part in options:
         return Path(options[part])
-    root = _root(request)
-    if not root.is_dir():
-        raise UserError(f"there are no weights of '{PRESET}' at {root}; run: shotstream fetch {PRESET}")
-    for place in _PLACES[part]:
-        if (root / place).exists():
-            return root / place
-    raise UserError(f"{root} lacks {_PLACES[part][1]} ({part}); run: shotstream fetch {PRESET} --dest {root}")
+    model, roots = PRESET, [_root(request)]
+    if part == TAEHV:  # a model of its own to `shotstream fetch`
+        model = TAEHV
+        if request.weights == "default":
+            roots.insert(0, default_folder(TAEHV))
+    if not any(root.is_dir() for root in roots):
+        raise UserError(f"there are no weights of '{model}' at {roots[0]}; run: shotstream fetch {model}")
+    for root in roots:
+        for place in _PLACES[part]:
+            if (root / place).exists():
+                return root / place
+    raise UserError(f"{roots[0]} lacks {_PLACES[part][1]} ({part}); run: shotstream fetch {model} --to {roots[0]}")

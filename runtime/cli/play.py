@@ -37,6 +37,9 @@ Engine = Annotated[
 Attention = Annotated[
     str | None, typer.Option("--attention", help="The attention backend, instead of the model's own.")
 ]
+Decoder = Annotated[
+    str | None, typer.Option("--decoder", help="What turns latents into pictures, instead of the model's own.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads; default: torch decides.")]
 Scale = Annotated[int, typer.Option("--scale", min=1, max=8, help="Enlarge the picture in story.mp4 this many times.")]
 Choose = Annotated[
@@ -59,6 +62,7 @@ class ModelChoice:
     engine: str = "eager"
     attention: str | None = None
     threads: int | None = None
+    decoder: str | None = None
 
     def load(self) -> Runtime:
         """Load it; UserError says what is missing."""
@@ -69,7 +73,12 @@ class ModelChoice:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         return Runtime(
-            self.model, device=self.device, weights=self.weights, engine=self.engine, attention=self.attention
+            self.model,
+            device=self.device,
+            weights=self.weights,
+            engine=self.engine,
+            attention=self.attention,
+            decoder=self.decoder,
         )
 
 
@@ -110,6 +119,7 @@ def play(
     weights: Weights = "default",
     engine: Engine = "eager",
     attention: Attention = None,
+    decoder: Decoder = None,
     threads: Threads = None,
     scale: Scale = 1,
     choose: Choose = None,
@@ -121,7 +131,7 @@ def play(
     _play(
         ctx.obj,
         source,
-        ModelChoice(model, device, weights, engine, attention, threads),
+        ModelChoice(model, device, weights, engine, attention, threads, decoder),
         FilmChoice(out, seed, chunks, live, scale, choose or ()),
     )
 

@@ -109,7 +109,7 @@ def test_missing_sources_unknown_models_and_full_disks_get_one_sentence(
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"does not hold Base/config\.json"):
         fetch("m", tmp_path / "empty", tmp_path / "dst", files=FILES)
-    with pytest.raises(UserError, match=r"nothing to fetch for 'wan-14b'; known models are wan-1\.3b"):
+    with pytest.raises(UserError, match=r"nothing to fetch for 'wan-14b'; known models are taehv, wan-1\.3b"):
         fetch("wan-14b")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match="GB free"):
