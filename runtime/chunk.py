@@ -35,7 +35,7 @@ class ChunkCancelled(Exception):
     """A chunk was abandoned because its caller's `stop` said so. Nothing of it is left; the session goes on."""
 
 
-def to_bytes(pixels_FCHW: Tensor) -> npt.NDArray[np.uint8]:
-    """Pixels in [-1, 1] to bytes [F, H, W, 3], on the host."""
+def to_bytes(pixels_FCHW: Tensor) -> Tensor:
+    """Pixels in [-1, 1] to bytes [F, H, W, 3], where the pixels are."""
     scaled = (pixels_FCHW.float() * 0.5 + 0.5).clamp(0, 1) * 255
-    return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

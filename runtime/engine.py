@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -68,6 +68,10 @@ class Engine(Protocol):
         """Store the chunk's keys and values for the chunks after it; needless after a shot's last chunk."""
         ...
 
+    def prepare(self, state: Any) -> None:
+        """Do what the first chunks would otherwise wait for: compile, capture. The state must be fresh."""
+        ...
+
     def recaption(
         self, state: Any, context: ShotContext | None, caption: Any, past: Sequence[tuple[int, Tensor]]
     ) -> None:
@@ -77,6 +81,27 @@ class Engine(Protocol):
         each sees those before it, and the newest need not have had its `clean`. context: what the global cache is made
         from; None: it stays as it is, since its frames read captions of their own.
         """
+        ...
+
+
+@runtime_checkable
+class StepwiseEngine(Protocol):
+    """An engine whose `denoise` is `start` and then `finish`, so that other work fits in between.
+
+    Work on a GPU is only queued up by both. A chunk that was started may be started again; `clean` of the chunk before
+    comes before its `start`.
+    """
+
+    def start(self, state: Any, start_frame: int, noise_BFCHW: Tensor) -> None:
+        """Begin the chunk at a latent frame: its first denoising step."""
+        ...
+
+    def finish(self, state: Any, renoise: Callable[[int], Tensor]) -> Tensor:
+        """The other steps; arguments and result as of `denoise`."""
+        ...
+
+    def clean(self, state: Any, start_frame: int, x0_BFCHW: Tensor) -> None:
+        """As every engine's."""
         ...
 
 
@@ -114,6 +139,9 @@ class EagerEngine:
     def new_state(self) -> ShotState:
         """Caches of one session: 27 frames of keys and values per layer."""
         return ShotState(DualCache(self.config, self.tokens_per_frame, self.device, self.dtype))
+
+    def prepare(self, state: ShotState) -> None:
+        """Nothing: torch prepares itself as it goes."""
 
     def embed_caption(self, text_1LE: Tensor) -> TextKV:
         """Text keys and values of one caption, per layer."""

@@ -9,6 +9,7 @@ results may differ by one unit in the last place between processor families, far
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -75,16 +76,28 @@ def normal(seed: int, shot: int, chunk: int, step: int, count: int) -> npt.NDArr
 class NoiseSource:
     """The draws of one session, shaped and placed where its engine wants them."""
 
-    def __init__(self, seed: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        fill: Callable[[Tensor, int, int, int, int], None] | None = None,
+    ) -> None:
+        """fill: writes the numbers of :func:`normal` for (seed, shot, chunk, step) into a tensor on the device."""
         self.seed = check_seed(seed)
-        self._device = device
+        self.device = device
         self._dtype = dtype
+        self._fill = fill
 
     def draw(self, shot: int, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
         """Standard normal noise of `shape`: drawn in float32, then cast."""
+        if self._fill is not None:
+            noise = torch.empty(shape, device=self.device, dtype=self._dtype)
+            self._fill(noise, self.seed, shot, chunk, step)
+            return noise
         numbers = torch.from_numpy(normal(self.seed, shot, chunk, step, math.prod(shape))).view(shape)
         numbers = numbers.to(self._dtype)
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             # From pinned memory the copy queues up behind the kernels; from any other it would wait for them.
             numbers = numbers.pin_memory()
-        return numbers.to(self._device, non_blocking=True)
+        return numbers.to(self.device, non_blocking=True)

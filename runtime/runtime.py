@@ -6,6 +6,7 @@ It loads and connects; it makes no frames itself. `Runtime("tiny")` is all that 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +17,13 @@ import torch
 from shotstream.runtime import snapshot as snapshots
 from shotstream.runtime.engine import Engine, ShotContext
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.graph.ops import BlockOps
 from shotstream.runtime.noise import check_seed
 from shotstream.runtime.plugins import EngineRequest, ModelParts, ModelRequest, Plugin, PluginState, Registry
 from shotstream.runtime.presets import DEFAULT_PLUGINS
 from shotstream.runtime.session import Session
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,12 @@ class RuntimeOptions:
     dtype: torch.dtype | None = None
     engine: str = "eager"
     attention: str | None = None
+    """None: the engine's own choice, which is torch's."""
+    ops: str | None = None
+    """Small operations of the engine `graph`. None: Triton's where they can run, torch's otherwise."""
+    engine_options: Mapping[str, Any] | None = None
+    run_ahead: bool | None = None
+    """Begin the next chunk while this one's frames are decoded. None: on a GPU, with an engine that can."""
     decoder: str | None = None
     """Instead of the preset's own, from the `decoder` slot."""
     text: str | None = None
@@ -85,17 +95,28 @@ class Runtime:
             # Frames or texts now come from elsewhere, so snapshots of the preset as it was no longer fit.
             digest = hashlib.sha256(f"{self.parts.weights_hash} {slot} {exchanged[slot]}".encode()).hexdigest()
             self.parts = replace(self.parts, **{slot: make(request), "weights_hash": digest})
+        ops = self._make_ops()
         self.engine: Engine = make_engine(
             EngineRequest(
                 parts=self.parts,
                 device=self.device,
                 dtype=self.dtype,
                 attention=make_attention() if make_attention else None,
+                ops=ops,
+                options=options.engine_options or {},
             )
         )
+        self.fill_noise = ops.draw if ops is not None and ops.noise else None
+        """Writes a session's noise on the device, where the engine's operations can; None: the host draws it."""
         self._sessions: list[Session] = []
         self._spare_states: list[Any] = [self.engine.new_state()]  # a first session then opens without waiting
         self._closed = False
+
+    @property
+    def run_ahead(self) -> bool:
+        """Whether sessions begin a chunk while the one before is decoded."""
+        wanted = self.options.run_ahead
+        return self.device.type == "cuda" if wanted is None else wanted
 
     @property
     def identity(self) -> snapshots.ModelIdentity:
@@ -129,6 +150,7 @@ class Runtime:
         No hook is called and no session is touched; a second on a CPU for `tiny`.
         """
         parts, config, state = self.parts, self.parts.config, self.take_state()
+        self.engine.prepare(state)
         caption = self.engine.embed_caption(parts.text.encode(["warm-up"]))
         frames = torch.zeros((config.context_frames, *parts.latent_shape), device=self.device, dtype=self.dtype)
         none = [0] * config.context_frames
@@ -159,6 +181,19 @@ class Runtime:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _make_ops(self) -> BlockOps | None:
+        """The fused operations asked for, or the best that can run here; None: the engine takes torch's."""
+        name = self.options.ops
+        if name is not None:
+            return self.registry.factory("ops", name)(self.device)
+        if self.device.type == "cpu" or "triton" not in self.registry.names("ops"):
+            return None
+        try:
+            return self.registry.factory("ops", "triton")(self.device)
+        except UserError as error:
+            log.info("operations in torch: %s", error)
+            return None
 
     # -------------------------------------------------------------------------------- for sessions
     def take_state(self) -> Any:

@@ -13,16 +13,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from shotstream.runtime import snapshot as snapshots
 from shotstream.runtime.captions import EmbeddedCaptions
-from shotstream.runtime.chunk import Chunk, ChunkCancelled, to_bytes
+from shotstream.runtime.chunk import Chunk, ChunkCancelled
 from shotstream.runtime.engine import ShotContext
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.heap import give_back_free_memory
 from shotstream.runtime.history import ContextFrame, History
-from shotstream.runtime.noise import START, NoiseSource
+from shotstream.runtime.making import ChunkMaker
+from shotstream.runtime.noise import NoiseSource
 from shotstream.runtime.shot import RunningShot
 from shotstream.runtime.storyline import full_caption
 from shotstream.runtime.timing import Stopwatch
@@ -48,10 +48,11 @@ class Session:
         self.frames_made = 0
         self.memory_begins = 0
         """Number of the first shot that is remembered; 0 unless `forget` was called."""
-        self._noise = NoiseSource(seed, runtime.device, runtime.dtype)
+        self._noise = NoiseSource(seed, runtime.device, runtime.dtype, runtime.fill_noise)
         self._history = history or History(parts.config.context_frames)
         self._state = runtime.take_state()
         self._watch = Stopwatch(runtime.device)
+        self._maker = ChunkMaker(parts, runtime.engine, self._state, self._noise, self._watch, runtime.run_ahead)
         self._captions = EmbeddedCaptions(parts, runtime.engine, self._watch)
         self._running: RunningShot | None = None
         self._next: RunningShot | None = None
@@ -157,12 +158,12 @@ class Session:
         if shot is None:
             return None
         try:
-            latents, pixels_FCHW = self._make(shot, stop)
+            made = self._maker.make(shot, lambda: self._heed(stop))
         except ChunkCancelled:
             shot.abandoned = True
             raise
         chunk = Chunk(
-            frames=to_bytes(pixels_FCHW),
+            frames=made.frames,
             shot=shot.number,
             chunk=shot.made,
             first_frame=self.frames_made,
@@ -170,7 +171,8 @@ class Session:
             last=shot.made + 1 >= shot.chunks,
             timings=self._watch.read(),
         )
-        shot.take(latents, pixels_FCHW, self._history)
+        shot.take(made.latents, made.pixels, self._history)
+        shot.unclean = not made.cleaned
         self.frames_made += len(chunk.frames)
         self.runtime.registry.call_hook("on_chunk", self, chunk)
         # A hook may have cut or closed; only a shot that is still the running one can end here.
@@ -224,6 +226,7 @@ class Session:
             return
         self.end_shot()
         self._closed = True
+        self._maker.join()
         self.runtime.release(self, self._state)
         self._state = None
 
@@ -295,6 +298,7 @@ class Session:
             return None
         self._heed(stop)
         shot, self._next = self._next, None
+        self._maker.join()
         context = self._shot_context(self._history.context(), shot)
         with self._watch.lap("context"):
             self.runtime.engine.begin_shot(self._state, context, shot.text_kv)
@@ -328,35 +332,16 @@ class Session:
         # Context frames read the captions they were made under. Only the null frames of a first shot, which show
         # nothing, read the shot's own.
         context = None if frames else self._shot_context(frames, shot)
+        self._maker.join()
         with self._watch.lap("clean"):
             self.runtime.engine.recaption(self._state, context, shot.text_kv, shot.past)
         shot.cached_caption = shot.full_caption
 
-    def _make(self, shot: RunningShot, stop: Callable[[], bool] | None) -> tuple[Tensor, Tensor]:
-        """Denoise and decode one chunk: latents [1, F, C, h, w] and pixels [f, 3, H, W] in [-1, 1]."""
-        parts = self.runtime.parts
-        shape = (1, parts.config.chunk_frames, *parts.latent_shape)
-
-        def renoise(step: int) -> Tensor:
-            noise = self._noise.draw(shot.number, shot.made, START + 1 + step, shape)
-            self._heed(stop)  # between two steps, whichever engine makes them
-            return noise
-
-        with self._watch.lap("denoise"):
-            noise = self._noise.draw(shot.number, shot.made, START, shape)
-            self._heed(stop)
-            latents = self.runtime.engine.denoise(self._state, shot.next_frame, noise, renoise)
-            self._heed(stop)  # decoding moves the stream on, so this is the last moment
-        with self._watch.lap("decode"):
-            pixels = parts.decoder.decode_chunk(latents, shot.stream)[0]
-        return latents, pixels
-
     def _encode(self, shot: RunningShot, frames: set[int]) -> None:
         """Encode each of these frames alone, as the reference does at the cut (5.3): float pixels, no rounding."""
         for frame in sorted(frames & shot.pixels.keys()):
-            with self._watch.lap("encode"):
-                # One call per frame, so that the result does not depend on when it is made, and with which others.
-                shot.latents[frame] = self.runtime.parts.decoder.encode_frames(shot.pixels.pop(frame)[None])[0]
+            # One call per frame, so that the result does not depend on when it is made, and with which others.
+            shot.latents[frame] = self._maker.encode(shot.pixels.pop(frame))
 
     def _end_running(self) -> None:
         shot, self._running = self._running, None

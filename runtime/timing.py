@@ -21,7 +21,8 @@ class Timings:
     `clean` and `encode` are work that the previous chunk left behind (its clean pass, or those of all cached chunks
     after a steer; the encoding of its candidate frames): it is done when the next chunk is asked for, so that it never
     delays the delivery of finished frames. `text` and `context` are zero except in a shot's first chunk and, `text`,
-    after a steer. A cancelled chunk's own work is not counted.
+    after a steer. `copy` turns pixels into bytes on the host. A cancelled chunk's own work is not counted. On a GPU the
+    parts overlap: their sum may exceed the time that passed.
     """
 
     text: float = 0.0
@@ -29,6 +30,7 @@ class Timings:
     denoise: float = 0.0
     clean: float = 0.0
     decode: float = 0.0
+    copy: float = 0.0
     encode: float = 0.0
 
     @property
@@ -43,13 +45,14 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._laps: list[tuple[str, Any, Any]] = []
+        self._later: list[tuple[str, Any, Any]] = []
 
     @contextmanager
-    def lap(self, name: str) -> Iterator[None]:
-        """Add the time of the body to `name`, a field of `Timings`."""
+    def lap(self, name: str, *, later: bool = False) -> Iterator[None]:
+        """Add the time of the body to `name`, a field of `Timings`; `later`: not of this `read` but of the next."""
         begin = self._now()
         yield
-        self._laps.append((name, begin, self._now()))
+        (self._later if later else self._laps).append((name, begin, self._now()))
 
     def read(self) -> Timings:
         """The laps so far, summed by name. On CUDA the device must have finished them (frames copied to the host)."""
@@ -59,7 +62,7 @@ class Stopwatch:
                 end.synchronize()
             lap = begin.elapsed_time(end) / 1000 if self._cuda else end - begin
             seconds[name] = seconds.get(name, 0.0) + lap
-        self._laps.clear()
+        self._laps, self._later = self._later, []
         return Timings(**seconds)
 
     def _now(self) -> Any:
