@@ -68,8 +68,8 @@ class ChunkMaker:
             if isinstance(self._engine, StepwiseEngine):
                 if self._begun != where:
                     self._begin(self._engine, shot, shot.made, heed)
+                self._begun = None  # if it is abandoned it has to be begun anew
                 latents = self._engine.finish(self._state, renoise)
-                self._begun = None
             else:
                 noise = self._noise.draw(*where, START, self._shape)
                 heed()
