@@ -76,7 +76,7 @@ class Runtime:
         self.options = options
         self.registry = assemble_registry(options.plugins)
         self.registry.require(options.required)
-        self.device = _device(options.device)
+        self.device = checked_device(options.device)
         self.dtype = options.dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         make_model = self.registry.factory("model", preset)
         make_engine = self.registry.factory("engine", options.engine)
@@ -95,7 +95,11 @@ class Runtime:
             # Frames or texts now come from elsewhere, so snapshots of the preset as it was no longer fit.
             digest = hashlib.sha256(f"{self.parts.weights_hash} {slot} {exchanged[slot]}".encode()).hexdigest()
             self.parts = replace(self.parts, **{slot: make(request), "weights_hash": digest})
-        ops = self._make_ops()
+        ops = (
+            self.registry.factory("ops", options.ops)(self.device)
+            if options.ops
+            else default_ops(self.registry, self.device)
+        )
         self.engine: Engine = make_engine(
             EngineRequest(
                 parts=self.parts,
@@ -182,19 +186,6 @@ class Runtime:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _make_ops(self) -> BlockOps | None:
-        """The fused operations asked for, or the best that can run here; None: the engine takes torch's."""
-        name = self.options.ops
-        if name is not None:
-            return self.registry.factory("ops", name)(self.device)
-        if self.device.type == "cpu" or "triton" not in self.registry.names("ops"):
-            return None
-        try:
-            return self.registry.factory("ops", "triton")(self.device)
-        except UserError as error:
-            log.info("operations in torch: %s", error)
-            return None
-
     # -------------------------------------------------------------------------------- for sessions
     def take_state(self) -> Any:
         """A session's caches: spare ones if there are any, so that memory does not grow with every session."""
@@ -222,7 +213,19 @@ def preset_names(plugins: Iterable[Plugin | str] | None = None) -> list[str]:
     return assemble_registry(None if plugins is None else list(plugins)).names("model")
 
 
-def _device(name: str) -> torch.device:
+def default_ops(registry: Registry, device: torch.device) -> BlockOps | None:
+    """Triton's operations on a GPU where they can run; None: an engine takes torch's."""
+    if device.type == "cpu" or "triton" not in registry.names("ops"):
+        return None
+    try:
+        return registry.factory("ops", "triton")(device)
+    except UserError as error:
+        log.info("operations in torch: %s", error)
+        return None
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of that name; UserError if it is not there."""
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -70,7 +70,7 @@ class GraphEngine:
         self.fused = FusedTransformer(self.model, self.ops, self.attention, parts.latent_shape[1:], eight_bit)
         self.schedule = NoiseSchedule(self.config.shift, self.device)
         self.steps = self.schedule.warp(self.config.nominal_steps)
-        self._sigmas = self.schedule.sigma_of(self.steps)
+        self.sigmas = self.schedule.sigma_of(self.steps)
         self._scales: HeadScales | None = None
         if options.fp8 in ("cache", "all"):
             self._scales = head_scales(self.fused, self.latent_shape, self.device, self.dtype)
@@ -184,7 +184,7 @@ class GraphEngine:
         self._predict(state, x, flow)
 
     def _next_step(self, state: GraphState) -> None:
-        sigma = self._at(self._sigmas, state)
+        sigma = self._at(self.sigmas, state)
         x = ((1 - sigma) * state.x0 + sigma * state.noise).to(self.dtype)
         flow = self._flow(state, x, self._at(self.steps, state), state.table_of(slice(1, 2)))
         self._predict(state, x, flow)
@@ -238,7 +238,7 @@ class GraphEngine:
 
     def _predict(self, state: GraphState, x: Tensor, flow: Tensor) -> None:
         """Clean prediction in float64, as the schedule's; then on to the next step."""
-        sigma = self._at(self._sigmas, state).double()
+        sigma = self._at(self.sigmas, state).double()
         state.x0.copy_(x.double() - sigma * flow.double())
         state.step_1.add_(1)
 
