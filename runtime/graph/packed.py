@@ -16,9 +16,8 @@ from shotstream.runtime.graph.linear import Dense, EightBit, product
 
 @dataclass(frozen=True)
 class PackedBlock:
-    """One block. modulation_16D: added to the time embedding's six vectors: shift, scale, gate, twice."""
+    """One block's products and the vectors of its norms."""
 
-    modulation_16D: Tensor
     qkv: Dense | EightBit
     kv: Dense | EightBit
     """`qkv` without the queries: for the last layer of a pass that only fills the cache."""
@@ -45,7 +44,6 @@ def pack(block: Any, eight_bit: bool) -> PackedBlock:
         part.bias = nn.Parameter(bias[i * width : (i + 1) * width], requires_grad=False)
     qkv = product(weight, bias, eight_bit)
     return PackedBlock(
-        modulation_16D=block.modulation.detach(),
         qkv=qkv,
         kv=qkv.outputs_from(width),
         norm_q_D=attn.norm_q.weight.detach(),

@@ -69,6 +69,8 @@ class FusedTransformer:
         self.latent_size = latent_size
         self.tokens_per_frame = self.config.tokens_per_frame(*latent_size)
         self.blocks = [pack(block, eight) for block, eight in zip(model.blocks, eight_bit, strict=True)]
+        self.modulation_N16D = torch.stack([block.modulation.detach() for block in model.blocks])
+        """Added to the time embedding's six vectors: shift, scale, gate of self-attention, then of the feed-forward."""
         self.head_modulation_12D: Tensor = model.head.modulation.detach()
 
     @property
@@ -81,11 +83,10 @@ class FusedTransformer:
         frames = given.z_BFCHW.shape[1]
         x_BLD = self.model.patchify(given.z_BFCHW).flatten(1, 2).contiguous()
         e_BFD, e0_BF6D = self.model.embed_time(given.t_BF, x_BLD.dtype)
-        h: Tensor | Fp8Rows | None = None
-        modulation = self._modulation(0, e0_BF6D)
+        modulations = (self.modulation_N16D[:, None] + e0_BF6D).unbind(0)
+        modulation = modulations[0].unbind(2)
+        h = self._norm(x_BLD, self._shifted(modulation[0], modulation[1]), self.blocks[0].qkv)
         for layer in range(len(self.blocks)):
-            if h is None:
-                h = self._norm(x_BLD, self._shifted(modulation[0], modulation[1]), self.blocks[0].qkv)
             last = layer + 1 == len(self.blocks)
             if last and given.remembered == frames:
                 self._remember(h, layer, given)
@@ -97,7 +98,7 @@ class FusedTransformer:
                 x_BLD, e_BFD = x_BLD.contiguous(), e_BFD[:, given.remembered :]
                 modulation = tuple(vector[:, given.remembered :] for vector in modulation)
                 given = replace(given, caption_index_F=_later(given.caption_index_F, given.remembered))
-            following = None if last else self._modulation(layer + 1, e0_BF6D)
+            following = None if last else modulations[layer + 1].unbind(2)
             h = self._rest_of_block(x_BLD, attended, layer, modulation, following, e_BFD, given)
             if following is not None:
                 modulation = following
@@ -166,10 +167,6 @@ class FusedTransformer:
         return feed(block.cross_o, out, self.ops)
 
     # -------------------------------------------------------------------------------- small things
-    def _modulation(self, layer: int, e0_BF6D: Tensor) -> tuple[Tensor, ...]:
-        """Six vectors per frame, ``[1, F, D]`` each: shift, scale, gate of self-attention, then of the feed-forward."""
-        return (self.blocks[layer].modulation_16D + e0_BF6D).unbind(2)
-
     def _shifted(self, shift_BFD: Tensor, scale_BFD: Tensor) -> Norm:
         return Norm(self.config.eps, scale_ND=scale_BFD, shift_ND=shift_BFD)
 
