@@ -24,6 +24,7 @@ from shotstream.runtime.model.schedule import NoiseSchedule, shift_sigma
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.text.tiny import TinyTextEncoder
 from shotstream.training.batches import Condition, draw_condition, encode
+from shotstream.training.clean_history import clean_history_ode_loss
 from shotstream.training.conditioning import Conditioning, Routing
 from shotstream.training.draws import TorchDraws
 from shotstream.training.latents import LatentStories
@@ -42,6 +43,7 @@ class OdeRecipe:
     """Hyper-parameters. ``substeps`` Euler steps lie between two neighbouring student steps, so that the saved states
     have
     exactly the student's noise levels; 0 means the reference's 50 uniform steps, which have them at 0, 13, 25 and 37.
+    ``history``: what a block sees of those before it: "mixed" (the reference: any noise level), "clean" (as it plays).
     """
 
     pairs: int = 480
@@ -63,6 +65,11 @@ class OdeRecipe:
     decay: float = 0.5
     seed: int = 1
     bf16: bool = True
+    history: str = "mixed"
+
+    def __post_init__(self) -> None:
+        if self.history not in ("mixed", "clean"):
+            raise UserError(f"history is 'mixed' or 'clean', not {self.history!r}")
 
     @property
     def loop(self) -> LoopConfig:
@@ -193,7 +200,8 @@ class OdeStage:
         states = torch.stack([self.pairs.states[i] for i in picks]).float().to(self.device)
         draws = TorchDraws(step_generator(recipe.seed, index, self.device), device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
-            result = ode_loss(self.model, self.schedule, states, self.steps, conditioning, draws)
+            loss = clean_history_ode_loss if recipe.history == "clean" else ode_loss
+            result = loss(self.model, self.schedule, states, self.steps, conditioning, draws)
         result.loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.optimizer.set_lr(lr_factor)

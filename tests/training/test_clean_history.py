@@ -1,0 +1,92 @@
+"""The regression behind a clean history sees exactly what a playing student sees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from shotstream.runtime.config import DiTConfig
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.model.cache import DualCache
+from shotstream.runtime.model.rollout import ShotConditions, chunk_pass, clean_pass, context_pass
+from shotstream.runtime.model.schedule import NoiseSchedule
+from shotstream.runtime.model.transformer import Transformer
+from shotstream.training.clean_history import clean_history_mask, clean_history_ode_loss
+from shotstream.training.conditioning import Conditioning
+from shotstream.training.draws import TorchDraws
+from shotstream.training.ode_stage import OdeRecipe
+
+CONFIG = DiTConfig(dim=32, heads=2, ffn_dim=48, layers=2, channels=4, text_len=6, text_dim=16, shift=3.0)
+SCHEDULE = NoiseSchedule(CONFIG.shift)
+STEPS = torch.cat([SCHEDULE.warp(CONFIG.nominal_steps), torch.zeros(1)])
+
+
+class FixedDraws(TorchDraws):
+    """Says which state each block draws."""
+
+    def __init__(self, index: list[int]) -> None:
+        super().__init__(torch.Generator())
+        self.index = index
+
+    def block_index(self, batch: int, blocks: int, entries: int) -> Tensor:
+        assert entries == len(STEPS) - 1  # never the clean end
+        return torch.tensor([self.index] * batch)
+
+
+def case() -> tuple[Transformer, Tensor, Conditioning]:
+    torch.manual_seed(0)
+    model = Transformer(CONFIG)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    states = torch.randn(1, 5, 9, 4, 4, 4)
+    flags = torch.tensor([[0, 0, 1, 1, 2, 2, *[3] * 9]])
+    return model, states, Conditioning(torch.randn(1, 6, 4, 4, 4), torch.randn(4, 6, 16), flags, flags.clone())
+
+
+@torch.no_grad()
+def test_it_is_the_error_of_a_playing_student_behind_the_true_past() -> None:
+    model, states, given = case()
+    index = [2, 0, 3]
+    loss = clean_history_ode_loss(model, SCHEDULE, states, STEPS, given, FixedDraws(index)).loss
+    conditions = ShotConditions(
+        model.embed_captions(given.captions_NLD),
+        given.caption_index_BF[:, :6],  # type: ignore[index]
+        torch.tensor([3]),
+        given.flags_BF[:, :6],  # type: ignore[index]
+        torch.tensor([3]),
+    )
+    cache = DualCache(CONFIG, CONFIG.tokens_per_frame(4, 4))
+    context_pass(model, given.context_BFCHW, conditions, cache.context())
+    errors = []
+    for block, state in enumerate(index):
+        span = slice(3 * block, 3 * block + 3)
+        x, clean, t = states[:, state, span], states[:, -1, span], STEPS[state]
+        flow = chunk_pass(model, x, t, 3 * block, conditions, cache.chunk(3 * block))
+        errors.append((SCHEDULE.to_x0(x, flow, t) - clean).square().mean())
+        clean_pass(model, clean, 3 * block, conditions, cache.chunk(3 * block))
+    assert loss.item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
+
+
+def test_the_mask_shows_a_noisy_block_the_clean_past_and_itself() -> None:
+    mask = clean_history_mask(2, 6, 3, 2, "cpu")[::2, ::2]  # frames: 2 context, 3 clean, 6 noisy
+    rows = {"context": mask[0], "clean": mask[2], "first noisy": mask[5], "second noisy": mask[8]}
+    seen = {name: row.nonzero().flatten().tolist() for name, row in rows.items()}
+    assert seen == {
+        "context": [0, 1],
+        "clean": [0, 1, 2, 3, 4],
+        "first noisy": [0, 1, 5, 6, 7],
+        "second noisy": [0, 1, 2, 3, 4, 8, 9, 10],
+    }
+
+
+def test_frames_that_are_no_whole_blocks_are_refused() -> None:
+    model, states, given = case()
+    with pytest.raises(ValueError, match="8 frames in blocks of 3"):
+        clean_history_ode_loss(model, SCHEDULE, states[:, :, :8], STEPS, given, FixedDraws([0, 0, 0]))
+
+
+def test_an_unknown_history_is_refused() -> None:
+    with pytest.raises(UserError, match="'mixed' or 'clean', not 'true'"):
+        OdeRecipe(history="true")
