@@ -1,19 +1,16 @@
-"""The loop from story to sinks, and the benchmark, on a model of a few thousand weights."""
+"""The loop from story to sinks, on a model of a few thousand weights."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from shotstream.runtime.bench import late_over_early, measure, quantile, write_json
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.film import Film, FilmPlan, Made, make_film
 from shotstream.runtime.runtime import Runtime
-from shotstream.runtime.session import Session
 from shotstream.runtime.sinks.base import FilmChunk, FilmInfo
 from shotstream.runtime.story import parse_text
 from shotstream.runtime.storyline import Choice, Option, Scene, Story, StoryShot, Taken, Telling
@@ -216,55 +213,3 @@ def test_sinks_write_and_close_behind_the_shield(small_runtime: MakeRuntime) -> 
 
     make_film(small_runtime(), FilmPlan(STORY, chunks=1, sinks=[Shielded()]), Film(), Notes(), shield)
     assert depth == [0]
-
-
-def test_the_benchmark_reports_speed_split_memory_and_drift(small_runtime: MakeRuntime, tmp_path: Path) -> None:
-    shots: list[int] = []
-    report = measure(small_runtime(), shots=4, chunks=2, story=STORY, on_shot=shots.append)
-    assert shots == [0, 1, 2, 3]
-    assert report.frames == 4 * 21
-    assert report.fps > 0
-    assert report.late_shot == 4
-    assert report.late_over_early is not None
-    assert len(report.rss_mb_after_shot) == 4
-    assert report.rss_growth_mb == pytest.approx(report.rss_mb_after_shot[3] - report.rss_mb_after_shot[1], abs=0.11)
-    assert [position.chunk for position in report.positions] == [0, 1]
-    assert report.positions[1].parts_ms["clean"] > 0
-    assert {"threads", "torch", "commit", "date", "processor", "weights_sha256"} <= set(report.machine)
-    assert "fps" in "\n".join(report.lines())
-    write_json(report, tmp_path / "bench.json")
-    assert json.loads((tmp_path / "bench.json").read_text())["frames"] == 84
-
-
-def test_a_short_benchmark_says_nothing_about_drift(small_runtime: MakeRuntime) -> None:
-    report = measure(small_runtime(), shots=1, chunks=1, story=STORY)
-    assert (report.late_over_early, report.rss_growth_mb) == (None, None)
-    assert report.lines()
-
-
-def test_quantiles_are_what_they_are_called() -> None:
-    assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
-    assert quantile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.0
-    assert quantile([float(n) for n in range(1, 101)], 0.95) == 95.0
-    assert quantile([7.0], 0.95) == 7.0
-
-
-def test_the_cost_of_history_is_measured_in_turns(small_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session with three shots behind it is made to look a quarter slower than one with a single shot."""
-    runtime = small_runtime()
-    saved = []
-    with runtime.open("A story.") as session:
-        for number in range(3):
-            session.begin_shot(f"Shot {number}.", 1)
-            list(session.chunks())
-            saved.append(session.snapshot())
-    clock = [0.0]
-    make = Session.next_chunk
-
-    def next_chunk(session: Session) -> object:
-        clock[0] += 1.25 if session.shots_begun > 2 else 1.0
-        return make(session)
-
-    monkeypatch.setattr(Session, "next_chunk", next_chunk)
-    monkeypatch.setattr("shotstream.runtime.bench.time.perf_counter", lambda: clock[0])
-    assert late_over_early(runtime, saved[0], saved[2], "Next.", chunks=2, rounds=2) == pytest.approx(1.25)
