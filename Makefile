@@ -1,5 +1,6 @@
 # Two commands matter: `make demo` plays a story, `make test` checks everything. Both make the environment first, once.
-# Needs: Python 3.11 or 3.12 with venv. Options: PYTHON=... picks the interpreter, PIP_ARGS="..." goes to pip install.
+# Needs: Python 3.11 or 3.12 with venv. Options: PYTHON=... picks the interpreter, PIP_ARGS="..." goes to pip install,
+# GPU_PYTHON=... runs the GPU suite (default python3, with the torch that is there).
 
 VENV   ?= .venv
 OUT    ?= out
@@ -10,10 +11,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench env clean
+.PHONY: help demo test lint bench gpu-suite env clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
 
 demo: $(VENV)/.made-play ## make the environment and play a story of nine shots on the embedded model
 	@$(BIN)/shotstream demo --out $(OUT)/demo
@@ -30,6 +31,9 @@ lint: $(VENV)/.made-dev links ## ruff and mypy
 bench: $(VENV)/.made-play ## measure the embedded model on this machine
 	@mkdir -p $(OUT)
 	@$(BIN)/shotstream bench --model tiny --json $(OUT)/bench.json
+
+gpu-suite: links ## on a GPU: every check and benchmark that needs one, without network; results in $(OUT)/gpu-suite
+	@$(or $(GPU_PYTHON),python3) tests/gpu_suite.py --out $(OUT)/gpu-suite $(SUITE_ARGS)
 
 env: $(VENV)/.made-dev ## make the environment for work on the project
 

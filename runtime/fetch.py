@@ -18,8 +18,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.optional import require
 
@@ -94,6 +92,8 @@ def read_manifest(model: str) -> tuple[ManifestFile, ...]:
     """The files of a model; ``UserError`` lists the known models for an unknown one."""
     if model not in manifest_names():
         raise UserError(f"there is nothing to fetch for '{model}'; known models are {', '.join(manifest_names())}")
+    import yaml  # here, because random weights need no manifest and a bare GPU machine has no yaml
+
     text = (resources.files("shotstream.runtime") / "manifests" / f"{model}.yaml").read_text("utf-8")
     return parse_manifest(yaml.safe_load(text), model)
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import msgspec
 import safetensors.torch
 from safetensors import SafetensorError
 
@@ -26,7 +25,8 @@ _DIGEST_BYTES = 32
 _MOST = 1 << 31
 
 
-class ModelIdentity(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class ModelIdentity:
     """What must agree for a session to continue bit for bit: preset, SHA-256 of its weights, and number format."""
 
     name: str
@@ -48,15 +48,17 @@ class SavedSession:
     """Number of the first shot that is remembered."""
 
 
-class _Shot(msgspec.Struct, omit_defaults=True):
+@dataclass(frozen=True)
+class _Shot:
     number: int
     caption: str
     length: int
     frames: list[int]
-    earlier: dict[int, str] = {}
+    earlier: dict[int, str] = field(default_factory=dict)
 
 
-class _Header(msgspec.Struct):
+@dataclass(frozen=True)
+class _Header:
     model: ModelIdentity
     seed: int
     global_caption: str
@@ -69,6 +71,8 @@ class _Header(msgspec.Struct):
 
 def pack(saved: SavedSession) -> bytes:
     """Serialise a session."""
+    import msgspec  # here, because a runtime that keeps nothing must run without it
+
     shots = [_Shot(s.number, s.caption, s.length, sorted(s.latents), s.earlier) for s in saved.history.shots]
     version = VERSION if any(shot.earlier for shot in shots) else _UNSTEERED
     header = msgspec.msgpack.encode(
@@ -101,6 +105,8 @@ def unpack(data: bytes, model: ModelIdentity, latent_shape: tuple[int, int, int]
     UserError, with the reason, for bytes that are no snapshot, are truncated or damaged, were written by a newer
     version, or belong to another model.
     """
+    import msgspec
+
     header, payload = _split(bytes(data))
     try:
         head = msgspec.msgpack.decode(header, type=_Header)

@@ -22,21 +22,26 @@ from shotstream.runtime.bench.samples import ChunkSample, summarise
 from shotstream.runtime.memory import MemoryWatch, Plan, available_bytes
 from shotstream.runtime.runtime import Runtime
 from shotstream.runtime.session import Session
-from shotstream.runtime.story import Story, parse_text
+from shotstream.runtime.storyline import Story, StoryShot
 
 DEFAULT_CHUNKS = 7
 DEFAULT_WARM_UP = 2
 """Shots: the second is the first one with real context."""
 PAIRED_ROUNDS = 5
 EARLY_SHOT, LATE_SHOT = 2, 20  # counted from 1, as people do: shot 1 has no history yet
-BENCH_STORY = parse_text(
-    """A story about a red cat with a blue scarf and a white rabbit. Setting: meadow by day.
-    Wide shot: the red cat stands still and the white rabbit waves.
-    Medium shot: the red cat waves.
-    Close-up: the white rabbit stands still.
-    Wide shot: the red cat walks right.
-    Medium shot: the red cat jumps and the white rabbit dances.""",
-    "benchmark",
+BENCH_STORY = Story(
+    name="benchmark",
+    global_caption="A story about a red cat with a blue scarf and a white rabbit. Setting: meadow by day.",
+    entries=tuple(
+        StoryShot(caption)
+        for caption in (
+            "Wide shot: the red cat stands still and the white rabbit waves.",
+            "Medium shot: the red cat waves.",
+            "Close-up: the white rabbit stands still.",
+            "Wide shot: the red cat walks right.",
+            "Medium shot: the red cat jumps and the white rabbit dances.",
+        )
+    ),
 )
 
 
@@ -48,12 +53,14 @@ def measure(
     warm_up: int = DEFAULT_WARM_UP,
     story: Story = BENCH_STORY,
     memory: MemoryWatch | None = None,
+    history: bool = True,
     on_shot: Callable[[int], None] = lambda shot: None,
 ) -> BenchReport:
     """Play `shots` shots of `chunks` chunks (default 7) behind `warm_up` shots, and measure. The captions go round.
 
-    memory: a watch from before the runtime was loaded; without one, memory counts from now. `on_shot` is told each
-    shot before it begins, warm-up shots as negative numbers."""
+    memory: a watch from before the runtime was loaded; without one, memory counts from now. history: whether its cost
+    is measured, which takes snapshots. `on_shot` is told each shot before it begins, warm-up shots as negative
+    numbers."""
     chunks = chunks or DEFAULT_CHUNKS
     watch = memory or MemoryWatch(runtime.device)
     watch.loaded()
@@ -65,7 +72,7 @@ def measure(
                 pass
     gpu_before = read_gpu(runtime.device)
     with runtime.open(story.global_caption, seed=0) as session:
-        telling = _Telling(session, story, chunks, shots)
+        telling = _Telling(session, story, chunks, shots if history else 0)
         for number in range(shots):
             on_shot(number)
             telling.shot(number)
