@@ -199,7 +199,7 @@ def _others(found: Comparison) -> list[str]:
         ["memory at most, MB", *(f"{_peak(r.memory):.0f}" for r in (a, b))],
         ["load average", *(_shown(r.machine.load_average) for r in (a, b))],
     ]
-    return columns(rows, indent="")
+    return columns([row for row in rows if row[1:] != ["-", "-"]], indent="")
 
 
 def _clocks(machine: Machine) -> str:

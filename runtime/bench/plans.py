@@ -33,7 +33,6 @@ _DECODER_MAPS = 10
 
 def watch_memory(model: str, options: RuntimeOptions) -> MemoryWatch:
     """A watch with the model's plan, for right before the runtime is made; UserError if the plan does not fit."""
-    _import_what_loading_imports(options)
     device = checked_device(options.device)
     dtype = options.dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     given = dict(options.model_options or {})
@@ -42,6 +41,7 @@ def watch_memory(model: str, options: RuntimeOptions) -> MemoryWatch:
     plan = plan_for(model, ModelRequest(device, dtype, options.weights, options.weights_seed, given))
     if plan is not None:
         check_room(plan, device)
+    _import_what_loading_imports(options)
     return MemoryWatch(device, plan)
 
 

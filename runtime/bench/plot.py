@@ -106,9 +106,9 @@ def _split(axes: Any, positions: Sequence[Position]) -> None:
         axes.bar(places, values, 0.62, bottom=foot, label=name, color=colour, edgecolor="white", linewidth=0.5)
         foot = [below + value for below, value in zip(foot, values, strict=True)]
     axes.plot(places, totals, "_", color="black", markersize=14, label="what its caller waits")
-    for place, total, height in zip(places, totals, foot, strict=True) if len(places) <= _LINES_NAMED else ():
-        top = max(total, height)
-        axes.annotate(_rounded(total), (place, top), (0, 4), textcoords="offset points", ha="center", fontsize=9)
+    style = {"ha": "center", "fontsize": 9, "bbox": {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}}
+    for place, total in zip(places, totals, strict=True) if len(places) <= _LINES_NAMED else ():
+        axes.annotate(_rounded(total), (place, total), (0, 5), textcoords="offset points", **style)
     _limits(axes, places, [position.limit_ms for position in positions], max(foot))
     axes.set(title="Where it goes: means by part", ylabel="ms")
     _by_position(axes, places)

@@ -16,7 +16,7 @@ def lines(report: BenchReport) -> list[str]:
     found = [*_heading(report.setting, report.summary.frames), *_machine(report.machine), ""]
     found += [_row("first frame", _first_frame(report)), *_positions(report.summary.positions), ""]
     found += [*_split(report.summary.positions), "", _row("playout", _playout(report)), _row("speed", _speed(report))]
-    return [*found, _row("history", _history(report)), *_memory(report.memory)]
+    return [*found, _row("history", _history(report)), *memory_lines(report.memory)]
 
 
 def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
@@ -147,7 +147,8 @@ def _speed(report: BenchReport) -> str:
     return f"{s.fps:.1f} fps over the story, {s.realtime:.2f} x real time; slowest chunk {slowest:.0f} ms"
 
 
-def _memory(memory: MemoryUse) -> list[str]:
+def memory_lines(memory: MemoryUse) -> list[str]:
+    """What was taken, beside the plan."""
     found = [*_gpu_memory(memory.gpu)] if memory.gpu is not None else []
     grown = _grown(memory.after_shot_mb)
     found.append(

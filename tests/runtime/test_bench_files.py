@@ -141,6 +141,18 @@ def test_one_slow_place_is_found_where_it_is() -> None:
     assert text[-1] == "slower by more than 30 % beyond doubt: chunk 2"
 
 
+def test_a_change_that_may_be_noise_does_not_count_as_slower() -> None:
+    """Half of B's chunks take 30 % longer: the median does, but its interval reaches down to no change at all."""
+    before, after = report_of(), report_of()
+    samples = [
+        replace(s, arrived_s=s.arrived_s + 0.3 * s.took_s) if s.shot % 2 else s for s in after.samples if s.shot < 7
+    ]
+    samples += [replace(s, arrived_s=s.arrived_s + 0.3 * s.took_s) for s in after.samples if s.shot in (6, 7)]
+    found = compare(before, replace(after, samples=samples))
+    assert all(row.ratio is not None and row.ratio.value > 1.2 for row in found.rows)
+    assert found.slower_than(10) == []
+
+
 def test_four_shots_are_too_few_for_a_verdict() -> None:
     found = compare(report_of(), report_of(2.0, shots=4))
     assert {row.verdict for row in found.rows} == {"too few samples"}

@@ -12,9 +12,10 @@ import torch
 
 from shotstream.runtime import memory
 from shotstream.runtime.bench.plans import CACHES, CAPTIONS, plan_for, session_items, tiny_plan, wan_plan, watch_memory
+from shotstream.runtime.bench.text import memory_lines
 from shotstream.runtime.cli import run
 from shotstream.runtime.errors import UserError
-from shotstream.runtime.memory import MemoryWatch, Plan, PlanItem, check_room, left_in_group
+from shotstream.runtime.memory import MemoryUse, MemoryWatch, Plan, PlanItem, check_room, left_in_group
 from shotstream.runtime.plugins import ModelRequest
 from shotstream.runtime.runtime import Runtime, RuntimeOptions
 from shotstream.runtime.wan import WanSizes, memory_plan
@@ -162,6 +163,11 @@ def test_a_watch_sees_what_was_taken_and_given_back_in_between() -> None:
     assert found.taken_mb == found.peak_mb - found.before_load_mb
     assert found.of_plan == pytest.approx(found.taken_mb / 200)
     assert found.gpu is None
+
+
+def test_growth_since_the_second_shot_is_said() -> None:
+    use = MemoryUse(None, 200.0, 240.0, [250.0, 260.0, *[261.5] * 98], 270.0)
+    assert any("262 MB after the last shot, +1.5 MB since shot 2" in line for line in memory_lines(use))
 
 
 def test_a_watch_on_a_gpu_keeps_loading_and_playing_apart(monkeypatch: pytest.MonkeyPatch) -> None:
