@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from shotstream.kernels.aot import ARCHITECTURES, KernelSpec
-from shotstream.kernels.fused import gelu, norm, prologue, quantise, residual, rms, values
+from shotstream.kernels.fused import gelu, noise, norm, prologue, quantise, residual, rms, values
 from shotstream.kernels.fused.launch import block_lanes, warps
 from shotstream.runtime.config import TINY, WAN_1_3B
 
@@ -57,6 +57,7 @@ def specs() -> list[KernelSpec]:
         _gelu("fp32", width=_SMALL_HIDDEN),
         _quantise("bf16", _WIDE),
         _quantise("bf16", _HIDDEN),
+        *(_noise(kind) for kind in ("bf16", "fp16", "fp32")),
     ]
     return found
 
@@ -217,3 +218,15 @@ def _quantise(kind: str, width: int) -> KernelSpec:
     pointers = {"x_ptr": kind, "out_ptr": "fp8e4nv", "row_scale_ptr": "fp32"}
     kernel, label = quantise.quantise_kernel, f"{kind} {width}"
     return _spec("quantise_fp8_rowwise", kernel, width, pointers, {"x_stride": True}, {}, label=label)
+
+
+def _noise(kind: str) -> KernelSpec:
+    scalars = ("count", "key_low", "key_high", "shot", "chunk", "step")
+    return KernelSpec(
+        name=f"fused/draw_normal {kind}",
+        kernel=noise.draw_normal_kernel,
+        signature={"out_ptr": f"*{kind}", **dict.fromkeys(scalars, "i32")},
+        constants={"BLOCK": noise.BLOCK},
+        num_warps=noise.WARPS,
+        options=noise.OPTIONS,
+    )

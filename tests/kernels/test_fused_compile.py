@@ -54,6 +54,12 @@ def test_the_largest_kernels_compile_for_the_oldest_and_for_hopper() -> None:
         assert row["shared"] <= 8 << 10
 
 
+def test_noise_in_float64_keeps_nothing_on_the_stack() -> None:
+    rows = compiled(["draw_normal bf16"], [80, 90, 120])
+    assert [(row["arch"], row["stack"]) for row in rows] == [(80, 0), (90, 0), (120, 0)]
+    assert not faults(rows)
+
+
 @pytest.mark.slow
 def test_every_specialisation_compiles_for_every_architecture() -> None:
     rows = compiled([], [80, 86, 89, 90, 100, 120])

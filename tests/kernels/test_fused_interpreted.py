@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 def test_the_small_kernels_agree_with_torch_and_with_the_model_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     files = sorted(map(str, HERE.glob("interpreted_fused_*.py")))
-    assert len(files) == 5
+    assert len(files) == 6
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=False)
