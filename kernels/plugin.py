@@ -1,30 +1,48 @@
-"""The plugin of the kernels room: the attention ``triton``, loaded when asked for, refused where it cannot run."""
+"""The plugin of the kernels room: attentions, operations and a measurement. What cannot run here is refused by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 if TYPE_CHECKING:
+    import torch
+
+    from shotstream.runtime.graph.ops import BlockOps
+    from shotstream.runtime.model.attention import Attention
     from shotstream.runtime.plugins import Registry
 
 
 class KernelsPlugin:
-    """Offers the Triton attention to the runtime."""
+    """Offers the attentions ``triton`` and ``flash`` and the operations ``triton`` to the runtime."""
 
     name = "kernels"
 
     def build(self, registry: Registry) -> None:
-        """Register the attention ``triton``; Triton itself is imported when a session asks for it."""
+        """Register them; Triton itself is imported when somebody asks for one."""
         registry.register("attention", "triton", _attention)
+        registry.register("attention", "flash", _flash_attention)
+        registry.register("ops", "triton", _ops)
 
 
-def _attention() -> Callable[..., Tensor]:
+def _attention() -> Attention:
     from shotstream.kernels.attention.backend import make_attention
 
     return make_attention()
+
+
+def _flash_attention() -> Attention:
+    from shotstream.kernels.attention.flash import make_flash_attention
+
+    return make_flash_attention()
+
+
+def _ops(device: torch.device) -> BlockOps:
+    from shotstream.kernels.gpu import EIGHT_BIT, require_gpu
+
+    capability = require_gpu("ops backend", device)
+    from shotstream.kernels.ops import TritonOps
+
+    return TritonOps(device, eight_bit=capability >= EIGHT_BIT)
 
 
 plugin = KernelsPlugin()

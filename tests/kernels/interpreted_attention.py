@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shotstream.kernels.attention import wrapper
+from shotstream.kernels.attention.backend import TritonAttention
 from shotstream.kernels.attention.config import Config
 from shotstream.kernels.attention.launch import launch
 from shotstream.kernels.attention.reference import reference_attention
 from shotstream.kernels.attention.scales import Scales, empty_values, quantise
 from shotstream.kernels.attention.schedule import Plan
 from shotstream.kernels.attention.wrapper import cache_attention
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.model.attention import Prefix, PrefixAttention, reads_device_length
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 """The interpreter computes with numpy, which warns where a GPU goes to infinity or NaN in silence."""
@@ -141,6 +144,43 @@ def test_float8_keys_and_values_are_near_what_they_stand_for(q_too: bool) -> Non
         cache_attention(given_q, k8, values, 41, scales=given_scales, config=config, out=out)
         error = (out - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()
         assert error < 0.12, f"{config}: {error}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_backend_reads_the_length_from_memory_and_not_the_hosts(dtype: torch.dtype) -> None:
+    attention = TritonAttention()
+    assert isinstance(attention, PrefixAttention)
+    assert reads_device_length(attention, eight_bit=True)
+    q, k, v = (x.to(dtype) for x in inputs(4, 1, 20, 50, 2, 64))
+    k[:, 33:] = torch.nan
+    v[:, 33:] = torch.nan
+    length = torch.tensor([33], dtype=torch.int32)
+    wanted = reference_attention(q, k, v, 33)
+    for filled in (0, 33, 50):
+        got = attention.over_prefix(q, Prefix(k, v, length, filled))
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.float(), wanted, atol=TOLERANCE[dtype], rtol=1e-3)
+    got = attention(q, k[:, :33], v[:, :33])
+    torch.testing.assert_close(got.float(), wanted, atol=TOLERANCE[dtype], rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_backend_takes_eight_bits_with_their_scales(dtype: torch.dtype) -> None:
+    q, k, v = inputs(8, 1, 20, 48, 2, 64)
+    k8, k_scale = quantise(k)
+    v8, v_scale = quantise(4 * v)
+    laid = empty_values(1, 48, 2, 64, "cpu").copy_(v8)
+    prefix = Prefix(k8, laid, torch.tensor([41], dtype=torch.int32), 0, k_scale, v_scale)
+    got = TritonAttention().over_prefix(q.to(dtype), prefix)
+    wanted = reference_attention(q, k8, v8, 41, scales=Scales(k_scale, v_scale))
+    assert got.dtype == dtype
+    assert (got.float() - wanted).norm() / wanted.norm() < 0.12
+
+
+def test_the_backend_knows_two_widths_of_heads() -> None:
+    q, k, v = inputs(1, 1, 4, 8, 1, 32)
+    with pytest.raises(UserError, match="64, 128"):
+        TritonAttention()(q, k, v)
 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:

@@ -1,4 +1,4 @@
-"""Cache attention without a GPU: the interpreter, the compiler, schedule, tuning files, plugin and benchmark."""
+"""Cache attention without a GPU: the interpreter, the compiler, schedule, tuning files and benchmark."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shotstream.kernels.attention import bench
-from shotstream.kernels.attention.backend import make_attention, triton_attention
+from shotstream.kernels.attention.backend import TritonAttention
 from shotstream.kernels.attention.config import DTYPES, HEAD_DIMS, architectures, configs_of, key, nearest_architecture
 from shotstream.kernels.attention.reference import reference_attention
 from shotstream.kernels.attention.schedule import plan
-from shotstream.kernels.plugin import KernelsPlugin
-from shotstream.runtime.errors import UserError
-from shotstream.runtime.plugins import Registry
 
 HERE = Path(__file__).parent
 
@@ -114,25 +111,11 @@ def test_the_reference_is_softmax_attention_over_a_prefix() -> None:
     assert reference_attention(q, k, v, 0).abs().max() == 0
 
 
-def test_the_plugin_offers_triton_and_refuses_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = Registry([KernelsPlugin()])
-    assert registry.names("attention") == ["triton"]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="needs a CUDA device"):
-        registry.factory("attention", "triton")()
-
-
-def test_the_plugin_refuses_where_there_is_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="needs Triton"):
-        make_attention()
-
-
 def test_masked_attention_goes_through_torch() -> None:
     q, k, v = (torch.randn(1, n, 2, 64) for n in (4, 6, 6))
     mask = torch.ones(4, 6, dtype=torch.bool)
     mask[:, 5] = False
-    torch.testing.assert_close(triton_attention(q, k, v, mask), reference_attention(q, k, v, 5))
+    torch.testing.assert_close(TritonAttention()(q, k, v, mask), reference_attention(q, k, v, 5))
 
 
 def test_nothing_imports_triton_before_a_session_asks_for_it() -> None:
