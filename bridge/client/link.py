@@ -53,11 +53,16 @@ _NO_FIT = (
     "is another one"
 )
 _BROKEN_OFF = (
-    "what listens at {0} broke off every handshake: the server's public key is probably another one, or this is no "
-    "ShotStream server"
+    "what listens at {0} broke off every handshake: the server's public key is another one, it does not use CURVE, or "
+    "this is no ShotStream server"
 )
 _BROKEN_OFF_MOST = 10
-"""A server with another key closes the connection without a word; so does a proxy whose server is not up yet."""
+"""A server with another key closes the connection without a word; so does a proxy whose server is not up yet, and any
+server that is quicker than we are to see that only one side has keys."""
+_KEYLESS = (
+    "what listens at {0} broke off every handshake: it wants keys (curve=...), it is not up yet, or this is no "
+    "ShotStream server"
+)
 _NOT_LISTED = "the server at {0} does not admit this client's key"
 
 
@@ -156,7 +161,8 @@ class Link:
                 if self._broken_off >= 0 and seen["value"] in (errno.EPIPE, errno.ECONNRESET):
                     self._broken_off += 1
                 hopeless = self._curve is not None and self._broken_off >= _BROKEN_OFF_MOST
-                yield Sign("refused" if hopeless else "hindered", _BROKEN_OFF.format(self.endpoint))
+                text = _KEYLESS if self._curve is None else _BROKEN_OFF
+                yield Sign("refused" if hopeless else "hindered", text.format(self.endpoint))
             else:
                 yield Sign("refused", _NO_FIT.format(self.endpoint))
 
