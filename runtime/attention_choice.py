@@ -1,7 +1,7 @@
 """The attention `auto`: of the backends that are there, the first that runs on this device and computes rightly.
 
-Each is tried on shapes like a session's before the first film: several lengths, odd ones too, and NaN behind them, which
-nobody may read. The result is held to float64, as near as torch's own products come.
+Each is tried on small shapes before the first film: several lengths, odd ones too, and NaN behind them, where nobody
+may read. The result is held to float64, as near as torch's own products come.
 Which backend is quickest is not measured here (`shotstream bench attention` does that): the order says it.
 """
 

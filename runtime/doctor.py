@@ -154,7 +154,7 @@ class _Needs:
 
 _ENGINES: Mapping[str, _Needs] = {
     "eager": _Needs(),
-    "graph": _Needs(cuda=True),
+    "graph": _Needs(),
     "onnx": _Needs("onnxruntime"),
     "tensorrt": _Needs("tensorrt", cuda=True),
     "tensorrt-rtx": _Needs("tensorrt_rtx", cuda=True),

@@ -105,6 +105,8 @@ class ModelRequest:
     """Seed of random weights."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What only this factory understands; unknown keys are a `UserError`."""
+    decoder: str | None = None
+    """The decoder that the runtime will use; a preset that knows it loads it instead of its own, and says so."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class ModelParts:
     frames_per_second: int = 16
     default_chunks: int = 7
     """Chunks of a shot whose length the caller does not give."""
+    decoder_name: str | None = None
+    """Of the slot `decoder`, where the preset offers several; None: its own."""
 
 
 @dataclass(frozen=True)

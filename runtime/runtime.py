@@ -15,15 +15,19 @@ from typing import Any
 import torch
 
 from shotstream.runtime import snapshot as snapshots
+from shotstream.runtime.attention_choice import Choice, choose_attention
 from shotstream.runtime.engine import Engine, ShotContext
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.graph.ops import BlockOps
+from shotstream.runtime.model.attention import sdpa
 from shotstream.runtime.noise import check_seed
 from shotstream.runtime.plugins import EngineRequest, ModelParts, ModelRequest, Plugin, PluginState, Registry
 from shotstream.runtime.presets import DEFAULT_PLUGINS
 from shotstream.runtime.session import Session
 
 log = logging.getLogger(__name__)
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class RuntimeOptions:
     dtype: torch.dtype | None = None
     engine: str = "eager"
     attention: str | None = None
-    """None: the engine's own choice, which is torch's."""
+    """`auto`: the first of Triton's, flash-attn's and torch's that computes rightly here. None: `auto` on a GPU,
+    torch's on a CPU."""
     ops: str | None = None
     """Small operations of the engine `graph`. None: Triton's where they can run, torch's otherwise."""
     engine_options: Mapping[str, Any] | None = None
@@ -80,7 +85,8 @@ class Runtime:
         self.dtype = options.dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         make_model = self.registry.factory("model", preset)
         make_engine = self.registry.factory("engine", options.engine)
-        make_attention = options.attention and self.registry.factory("attention", options.attention)
+        if options.attention not in (None, AUTO):
+            self.registry.factory("attention", options.attention)  # a wrong name costs no loading
         exchanged = {slot: name for slot in ("decoder", "text") if (name := getattr(options, slot))}
         make_exchanged = {slot: self.registry.factory(slot, name) for slot, name in exchanged.items()}
         request = ModelRequest(
@@ -89,12 +95,22 @@ class Runtime:
             weights=options.weights,
             seed=options.weights_seed,
             options=options.model_options or {},
+            decoder=options.decoder,
         )
         self.parts: ModelParts = make_model(request)
+        if self.parts.decoder_name == options.decoder:
+            make_exchanged.pop("decoder", None)
         for slot, make in make_exchanged.items():
             # Frames or texts now come from elsewhere, so snapshots of the preset as it was no longer fit.
             digest = hashlib.sha256(f"{self.parts.weights_hash} {slot} {exchanged[slot]}".encode()).hexdigest()
             self.parts = replace(self.parts, **{slot: make(request), "weights_hash": digest})
+        channels = getattr(self.parts.decoder, "latent_channels", self.parts.latent_shape[0])
+        if channels != self.parts.latent_shape[0]:
+            raise UserError(
+                f"the decoder '{options.decoder}' does not fit this model: it reads latents of {channels} channels, and "
+                f"the model makes {self.parts.latent_shape[0]}; choose another decoder"
+            )
+        self.attention = self._choose_attention()
         ops = (
             self.registry.factory("ops", options.ops)(self.device)
             if options.ops
@@ -105,7 +121,7 @@ class Runtime:
                 parts=self.parts,
                 device=self.device,
                 dtype=self.dtype,
-                attention=make_attention() if make_attention else None,
+                attention=self.attention.attention,
                 ops=ops,
                 options=options.engine_options or {},
             )
@@ -115,6 +131,18 @@ class Runtime:
         self._sessions: list[Session] = []
         self._spare_states: list[Any] = [self.engine.new_state()]  # a first session then opens without waiting
         self._closed = False
+
+    def _choose_attention(self) -> Choice:
+        """The backend asked for, or the best that computes rightly on this device; and why."""
+        wanted = self.options.attention
+        if wanted is None and self.device.type == "cpu":
+            return Choice("sdpa", sdpa, {"sdpa": "the default on a CPU"})
+        if wanted not in (None, AUTO):
+            return Choice(wanted, self.registry.factory("attention", wanted)(), {wanted: "asked for"})
+        config = self.parts.config
+        candidates = {name: self.registry.factory("attention", name) for name in self.registry.names("attention")}
+        eight_bit = (self.options.engine_options or {}).get("fp8") in ("cache", "all")
+        return choose_attention(candidates, self.device, self.dtype, config.heads, config.head_dim, eight_bit)
 
     @property
     def run_ahead(self) -> bool:

@@ -226,6 +226,7 @@ class WanPlugin:
             latent_shape=(self.sizes.config.channels, *self.sizes.latent_size),
             frame_size=self.sizes.frame_size,
             default_chunks=self.sizes.config.local_frames // self.sizes.config.chunk_frames,
+            decoder_name=chosen,
         )
 
     def load_decoder(self, request: ModelRequest) -> WanVAE:
@@ -304,7 +305,9 @@ def _check_options(request: ModelRequest) -> None:
 
 
 def _decoder(request: ModelRequest) -> str:
-    """The decoder asked for in the options."""
+    """The decoder asked for; one that is not ours is the runtime's to make, and then ours is loaded as usual."""
+    if request.decoder in _DECODERS:
+        return str(request.decoder)
     name = str(request.options.get("decoder", WAN_VAE))
     if name not in _DECODERS:
         raise UserError(f"'{PRESET}' has no decoder '{name}'; it has {', '.join(_DECODERS)}")

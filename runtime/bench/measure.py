@@ -155,7 +155,7 @@ def setting_of(runtime: Runtime, shots: int, chunks: int, warm_up: int) -> Setti
         threads=torch.get_num_threads(),
         engine=options.engine,
         engine_options=", ".join(f"{name}={value}" for name, value in sorted((options.engine_options or {}).items())),
-        attention=options.attention or "default",
+        attention=runtime.attention.name,
         ops=options.ops or _default_name(getattr(runtime.engine, "ops", None)),
         run_ahead=runtime.run_ahead,
         decoder=options.decoder or _default_name(parts.decoder),

@@ -35,7 +35,7 @@ Engine = Annotated[
     str, typer.Option("--engine", help="What executes the steps; `shotstream doctor` says which work here.")
 ]
 Attention = Annotated[
-    str | None, typer.Option("--attention", help="The attention backend, instead of the model's own.")
+    str | None, typer.Option("--attention", help="The attention backend, or auto; default: auto on a GPU.")
 ]
 Decoder = Annotated[
     str | None, typer.Option("--decoder", help="What turns latents into pictures, instead of the model's own.")

@@ -59,7 +59,7 @@ def test_the_report_says_what_ran_on_what(report: BenchReport) -> None:
     setting, facts = report.setting, report.machine
     assert (setting.model, setting.engine, setting.dtype, setting.device) == ("small", "recording", "float32", "cpu")
     assert (setting.frame_size, setting.steps) == ("96x64", "4 (1000 740 500 260)")
-    assert (setting.decoder, setting.attention) == ("default (TinyVAE)", "default")
+    assert (setting.decoder, setting.attention) == ("default (TinyVAE)", "sdpa")
     assert (setting.ops, setting.engine_options, setting.run_ahead) == ("default", "", False)
     assert (setting.shots, setting.chunks, setting.warm_up, setting.threads) == (4, 3, 1, 1)
     assert len(setting.weights_sha256) == 64

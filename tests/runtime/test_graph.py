@@ -201,3 +201,15 @@ def test_the_packed_weights_are_the_models_own(small_runtime: MakeRuntime) -> No
     assert isinstance(engine, GraphEngine)
     packed = engine.fused.blocks[0].qkv.weight_ND
     assert block.self_attn.k.weight.data_ptr() == packed[packed.shape[0] // 3 :].data_ptr()
+
+
+def test_attention_is_chosen_and_said_why(small_runtime: MakeRuntime) -> None:
+    def reasons(**options: Any) -> tuple[str, dict[str, str]]:
+        chosen = small_runtime(engine="graph", **options).attention
+        return chosen.name, dict(chosen.reasons)
+
+    assert reasons() == ("sdpa", {"sdpa": "the default on a CPU"})
+    assert reasons(attention="auto") == ("sdpa", {"sdpa": "taken, its check passed"})
+    assert reasons(attention="sdpa") == ("sdpa", {"sdpa": "asked for"})
+    with pytest.raises(UserError, match="no attention 'steam'; there is sdpa"):
+        reasons(attention="steam")
