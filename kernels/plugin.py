@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    import typer
 
     from shotstream.runtime.graph.ops import BlockOps
     from shotstream.runtime.model.attention import Attention
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class KernelsPlugin:
-    """Offers the attentions ``triton`` and ``flash`` and the operations ``triton`` to the runtime."""
+    """Offers attentions ``triton`` and ``flash``, operations ``triton`` and the command ``bench attention``."""
 
     name = "kernels"
 
@@ -22,6 +23,7 @@ class KernelsPlugin:
         registry.register("attention", "triton", _attention)
         registry.register("attention", "flash", _flash_attention)
         registry.register("ops", "triton", _ops)
+        registry.register("command", "kernels", _mount)
 
 
 def _attention() -> Attention:
@@ -43,6 +45,12 @@ def _ops(device: torch.device) -> BlockOps:
     from shotstream.kernels.ops import TritonOps
 
     return TritonOps(device, eight_bit=capability >= EIGHT_BIT)
+
+
+def _mount(app: typer.Typer) -> None:
+    from shotstream.kernels.cli import mount
+
+    mount(app)
 
 
 plugin = KernelsPlugin()

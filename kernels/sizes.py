@@ -1,14 +1,12 @@
-"""The sizes that kernels are compiled, tuned and measured for: those of the runtime's models.
-
-Torch-free. The latent sizes stand here once more because the files that own them (`runtime/wan.py` and
-`runtime/presets.py`) import packages that a machine for measuring kernels need not have; a test holds them equal.
-"""
+"""The sizes that kernels are compiled, tuned and measured for: those of the runtime's models, and none of their own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shotstream.runtime.config import TINY, WAN_1_3B, DiTConfig
+from shotstream.runtime.config import TINY, DiTConfig
+from shotstream.runtime.presets import TINY_LATENT
+from shotstream.runtime.wan import PRESET, WanSizes
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,8 @@ class ModelSizes:
         return (self.config.context_frames + self.config.local_frames) * self.tokens_per_frame
 
 
-WAN = ModelSizes(WAN_1_3B, (60, 104))
-"""`wan-1.3b` at 480 x 832 pixels."""
-EMBEDDED = ModelSizes(TINY, (10, 16))
-"""`tiny` at 160 x 256 pixels."""
-MODELS = {"wan-1.3b": WAN, "tiny": EMBEDDED}
+_RELEASED = WanSizes()
+WAN = ModelSizes(_RELEASED.config, _RELEASED.latent_size)
+EMBEDDED = ModelSizes(TINY, TINY_LATENT)
+MODELS = {PRESET: WAN, "tiny": EMBEDDED}
 """By the names of the runtime's slot `model`."""

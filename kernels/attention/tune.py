@@ -18,8 +18,9 @@ import triton
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from shotstream.kernels.attention import bench
 from shotstream.kernels.attention import config as tuning
+from shotstream.kernels.attention.bench import median_seconds, relative_error
+from shotstream.kernels.attention.bench_calls import chunk_shape, exact_result, inputs
 from shotstream.kernels.attention.config import Config
 from shotstream.kernels.attention.scales import FP8, Scales, empty_values, quantise
 from shotstream.kernels.attention.wrapper import cache_attention
@@ -29,7 +30,7 @@ SLACK = 1.5
 """How many times torch's error is accepted in 16 bits."""
 FP8_ERROR = 0.08
 """The relative error that is accepted in float8."""
-SHAPES = {sizes.config.head_dim: bench.chunk_shape(sizes, 3) for sizes in (WAN, EMBEDDED)}
+SHAPES = {sizes.config.head_dim: chunk_shape(sizes, 3) for sizes in (WAN, EMBEDDED)}
 """What is timed, by head width: the middle of a shot."""
 
 
@@ -51,11 +52,11 @@ def tune(head_dim: int, dtype: torch.dtype, path: tuning.Path_, said: list[str])
     """The quickest correct configuration on this GPU, None if none runs; what was tried is added to ``said``."""
     shape = SHAPES[head_dim]
     query = torch.bfloat16 if dtype == FP8 else dtype
-    q, k, v = bench.inputs(shape, "cuda", query, seed=1)
-    exact = bench.exact_result(q, k, v, shape.keys)
+    q, k, v = inputs(shape, "cuda", query, seed=1)
+    exact = exact_result(q, k, v, shape.keys)
     k_n, v_n = k[:, : shape.keys], v[:, : shape.keys]
     theirs = scaled_dot_product_attention(q.transpose(1, 2), k_n.transpose(1, 2), v_n.transpose(1, 2))
-    allowed = FP8_ERROR if dtype == FP8 else SLACK * bench.relative_error(theirs.transpose(1, 2), exact)
+    allowed = FP8_ERROR if dtype == FP8 else SLACK * relative_error(theirs.transpose(1, 2), exact)
     scales = None
     if dtype == FP8:
         k, k_scale = quantise(k)
@@ -72,11 +73,11 @@ def tune(head_dim: int, dtype: torch.dtype, path: tuning.Path_, said: list[str])
 
         try:
             outs = [call() for _ in range(3)]
-            error = bench.relative_error(outs[0], exact)
+            error = relative_error(outs[0], exact)
             if not error <= allowed or not all(torch.equal(outs[0], out) for out in outs):
                 said.append(f"{config}: wrong, error {error:.2e}, allowed {allowed:.2e}")
                 continue
-            seconds = bench.median_seconds(call, "cuda", 10)
+            seconds = median_seconds(call, "cuda", 10)
         except Exception as error:
             said.append(f"{config}: {(str(error).strip().splitlines() or ['failed'])[0][:100]}")
             continue

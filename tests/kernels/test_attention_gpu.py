@@ -13,7 +13,8 @@ pytest.importorskip("triton")
 
 from shotstream.kernels.attention import config as tuning
 from shotstream.kernels.attention.backend import make_attention
-from shotstream.kernels.attention.bench import exact_result, relative_error
+from shotstream.kernels.attention.bench import relative_error
+from shotstream.kernels.attention.bench_calls import exact_result
 from shotstream.kernels.attention.scales import FP8, Scales, empty_values, quantise
 from shotstream.kernels.attention.wrapper import cache_attention, choose
 
