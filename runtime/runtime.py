@@ -107,8 +107,8 @@ class Runtime:
         channels = getattr(self.parts.decoder, "latent_channels", self.parts.latent_shape[0])
         if channels != self.parts.latent_shape[0]:
             raise UserError(
-                f"the decoder '{options.decoder}' does not fit this model: it reads latents of {channels} channels, and "
-                f"the model makes {self.parts.latent_shape[0]}; choose another decoder"
+                f"the decoder '{options.decoder}' does not fit this model: it reads latents of {channels} channels, "
+                f"and the model makes {self.parts.latent_shape[0]}; choose another decoder"
             )
         self.attention = self._choose_attention()
         ops = (
