@@ -19,6 +19,7 @@ from shotstream.kernels.attention.reference import reference_attention
 from shotstream.kernels.attention.scales import Scales, empty_values, quantise
 from shotstream.kernels.attention.schedule import Plan
 from shotstream.kernels.attention.wrapper import cache_attention
+from shotstream.runtime.attention_choice import check_attention
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.attention import Prefix, PrefixAttention, reads_device_length
 
@@ -175,6 +176,11 @@ def test_the_backend_takes_eight_bits_with_their_scales(dtype: torch.dtype) -> N
     wanted = reference_attention(q, k8, v8, 41, scales=Scales(k_scale, v_scale))
     assert got.dtype == dtype
     assert (got.float() - wanted).norm() / wanted.norm() < 0.12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_backend_passes_the_check_that_decides_what_a_session_runs_on(dtype: torch.dtype) -> None:
+    assert check_attention(TritonAttention(), torch.device("cpu"), dtype, 2, 64) is None
 
 
 def test_the_backend_knows_two_widths_of_heads() -> None:
