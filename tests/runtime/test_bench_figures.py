@@ -43,6 +43,11 @@ def test_chunks_in_time_never_stall_the_player() -> None:
     assert (played.late, played.longest_s, played.total_s) == (0, 0.0, 0.0)
 
 
+def test_rounding_is_no_stall() -> None:
+    """A thousand chunks of 0.4 s, each at its very moment: sums and products of floats differ in the last digits."""
+    assert play_out([0.1 + 0.4 * n for n in range(1000)], [12] * 1000, 30).late == 0
+
+
 def test_a_late_chunk_stalls_and_moves_all_that_follows() -> None:
     # Due at 0.5625, comes at 1.0625; so the next is due at 1.8125 and not at 1.3125.
     played = play_out([0.0, 1.0625, 1.75, 3.0], [9, 12, 12, 12], 16)
@@ -148,6 +153,12 @@ def test_all_positions_together_do_not_pretend_that_chunks_of_a_shot_are_indepen
     together, alone = shots_ratio(old, new), shots_ratio(old[:, :1], new[:, :1])
     assert together.value == pytest.approx(alone.value)
     assert together.high - together.low == pytest.approx(alone.high - alone.low, rel=0.05)
+
+
+def test_of_two_values_in_the_middle_both_ratios_take_the_lower() -> None:
+    old, new = [1.0] * 6, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert median_ratio(old, new).value == 3.0
+    assert shots_ratio(np.array([old]).T, np.array([new]).T).value == pytest.approx(3.0)
 
 
 def test_positions_together_are_their_geometric_mean() -> None:

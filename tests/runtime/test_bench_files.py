@@ -168,6 +168,7 @@ def test_only_places_in_both_are_compared() -> None:
     assert [row.chunk for row in found.rows] == [0, 1]
     assert found.overall is not None
     assert any("A has 2 chunks a shot and B 3" in line for line in lines(found))
+    assert [row.chunk for row in compare(report_of(chunks=3), report_of(chunks=2)).rows] == [0, 1]
 
 
 def test_what_differs_between_machines_and_settings_is_said_first() -> None:
@@ -211,13 +212,19 @@ def test_the_exit_code_is_one_only_beyond_the_limit(tmp_path: Path, capsys: pyte
 
 
 # ---------------------------------------------------------------------------------- the picture
-@pytest.mark.parametrize("scale", [1.0, 0.01, 20.0], ids=["usual", "limit far above", "limit below"])
-def test_a_report_becomes_a_picture(scale: float, tmp_path: Path) -> None:
+def test_a_report_becomes_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    write_plot(report_of(scale), tmp_path / "a.png")
+    write_plot(report_of(20.0), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert image.width > 1000
         assert len(image.convert("RGB").getcolors(1 << 24)) > 50
+
+
+@pytest.mark.parametrize(("scale", "words"), [(1.0, "ms"), (0.01, "ms: above this scale")])
+def test_a_limit_far_above_all_chunks_is_named_and_not_drawn(scale: float, words: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    write_plot(report_of(scale), tmp_path / "a.svg")
+    assert f"<!-- its frames last 562 / 750 {words} -->" in (tmp_path / "a.svg").read_text()
 
 
 def test_a_picture_can_be_drawn_from_a_file_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
