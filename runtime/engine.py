@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shotstream.runtime.config import DiTConfig
+from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.cache import DualCache
 from shotstream.runtime.model.rollout import ShotConditions, clean_pass, context_pass, denoise_chunk
 from shotstream.runtime.model.schedule import NoiseSchedule
@@ -122,6 +123,8 @@ class EagerEngine:
     """Runs the torch model step by step, on any device and for any configuration."""
 
     def __init__(self, request: EngineRequest) -> None:
+        if request.options:
+            raise UserError(f"the engine 'eager' has no options, and was given {', '.join(request.options)}")
         parts = request.parts
         self.config = parts.config
         self.device = request.device

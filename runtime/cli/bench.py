@@ -64,8 +64,6 @@ class _BenchModel(ModelChoice):
 
         from shotstream.runtime.errors import UserError
 
-        if self.engine_options and self.engine == "eager":
-            raise UserError("the engine 'eager' has no options")
         found: dict[str, object] = {}
         for given in self.engine_options:
             name, equals, value = given.partition("=")

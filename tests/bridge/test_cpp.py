@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ from typing import Any
 import msgspec
 import pytest
 import zmq
+from scripted_server import CHUNK, HEIGHT, WIDTH, WINDOW, ScriptedServer, SilentServer
 
 from shotstream.bridge.protocol import messages as m
 from shotstream.bridge.protocol import schema
 from shotstream.bridge.protocol.limits import Limits
-
-sys.path.insert(0, str(Path(__file__).parent))
-from scripted_server import CHUNK, HEIGHT, WIDTH, WINDOW, ScriptedServer, SilentServer
 
 SOURCE = Path(__file__).resolve().parents[2] / "bridge" / "cpp"
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror", "-I", str(SOURCE / "include")]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 import socket
 import struct
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import msgpack
 import msgspec
 import pytest
 import zmq
+from serving import QUICK, Server, Watcher, serving
+from virtual import VirtualClient, VirtualServer
 
 from shotstream.bridge import Client
 from shotstream.bridge.protocol import messages as m
@@ -23,10 +23,6 @@ from shotstream.bridge.protocol.envelope import Part, pack, unpack_server
 from shotstream.bridge.protocol.limits import MAGIC, PROTO, Limits
 from shotstream.bridge.protocol.schema import SPEC
 from shotstream.bridge.server.start import directors
-
-sys.path.insert(0, str(Path(__file__).parent))
-from serving import QUICK, Server, Watcher, serving
-from virtual import VirtualClient, VirtualServer
 
 VALID = [
     bytes.fromhex(vector["header"])

@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from serving import PATIENCE_S, QUICK, Server, Watcher, alive, says_what_it_is, serving, until
 
 from shotstream.bridge import Client
 from shotstream.bridge.client.film import StateChanged
 from shotstream.bridge.protocol import messages as m
 from shotstream.runtime.cli import run
 from shotstream.runtime.runtime import Runtime
-
-sys.path.insert(0, str(Path(__file__).parent))
-from serving import PATIENCE_S, QUICK, Server, Watcher, alive, says_what_it_is, serving, until
 
 
 @pytest.fixture(scope="module")

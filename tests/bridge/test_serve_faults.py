@@ -14,16 +14,14 @@ from pathlib import Path
 
 import pytest
 import zmq
+from network import Proxy
+from serving import PATIENCE_S, QUICK, Server, Watcher, says_what_it_is, serving, until
 
 from shotstream.bridge import Client
 from shotstream.bridge.client.film import StateChanged
 from shotstream.bridge.protocol import messages as m
 from shotstream.bridge.protocol.envelope import pack, unpack_server
 from shotstream.bridge.protocol.limits import MAGIC, PROTO
-
-sys.path.insert(0, str(Path(__file__).parent))
-from network import Proxy
-from serving import PATIENCE_S, QUICK, Server, Watcher, says_what_it_is, serving, until
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from virtual import Scribe, VirtualClient, VirtualServer
 
 from shotstream.bridge.protocol import messages as m
 from shotstream.bridge.protocol.limits import PROTO, Limits
-
-sys.path.insert(0, str(Path(__file__).parent))
-from virtual import Scribe, VirtualClient, VirtualServer
 
 
 def test_a_prompt_becomes_a_shot_of_the_usual_length() -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from virtual import VirtualClient, VirtualServer
 
 from shotstream.bridge.protocol import messages as m
 from shotstream.bridge.protocol.limits import PROTO
-
-sys.path.insert(0, str(Path(__file__).parent))
-from virtual import VirtualClient, VirtualServer
 
 
 def test_somebody_who_hammers_a_button_freezes_no_other_film_and_sees_his_own() -> None:

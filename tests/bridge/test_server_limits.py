@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from virtual import VirtualClient, VirtualServer
 
 from shotstream.bridge.protocol import messages as m
 from shotstream.bridge.protocol.limits import PROTO, Limits
-
-sys.path.insert(0, str(Path(__file__).parent))
-from virtual import VirtualClient, VirtualServer
 
 
 def test_sessions_share_the_model_by_who_runs_dry_first() -> None:

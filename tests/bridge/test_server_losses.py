@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from virtual import VirtualClient, VirtualServer
 
 from shotstream.bridge.protocol import messages as m
 from shotstream.bridge.protocol.limits import PROTO
-
-sys.path.insert(0, str(Path(__file__).parent))
-from virtual import VirtualClient, VirtualServer
 
 
 def test_a_lost_client_comes_back_without_a_hole() -> None:
