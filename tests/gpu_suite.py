@@ -49,8 +49,12 @@ def steps(out: Path) -> tuple[Step, ...]:
     pytest = ("-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu", "-q", "--tb=short", "-rs")
     models = (str(MODELS), "--out", str(out))
     return (
-        Step("test-kernels", (*pytest, "tests/kernels/test_fused_gpu.py", "tests/kernels/test_attention_gpu.py"), 150),
-        Step("test-engine", (*pytest, "tests/runtime/test_graph_gpu.py"), 120),
+        Step(
+            "test-kernels",
+            (*pytest, *(f"tests/kernels/test_{name}_gpu.py" for name in ("fused", "attention", "ops"))),
+            150,
+        ),
+        Step("test-engine", (*pytest, "tests/runtime/test_graph_gpu.py", "tests/runtime/test_decoder_gpu.py"), 120),
         Step("bench-wan", (*models, "--model", "wan-1.3b"), 240, 60),
         Step("bench-attention", ("-m", "shotstream.kernels.attention.bench", "--json", f"{out}/attention.json"), 90),
         Step("bench-fused", ("-m", "shotstream.kernels.fused.bench", "--json", f"{out}/fused.json"), 60),

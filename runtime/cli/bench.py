@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NAME = "bench"
 _DTYPES = ("float32", "bfloat16", "float16")
-_EPILOG = "Other rooms measure too: shotstream bench bridge --help."
+_EPILOG = "Other rooms measure too: shotstream bench attention --help, shotstream bench bridge --help."
 
 Report = Annotated[Path, typer.Argument(metavar="A.json", help="Written by: shotstream bench --json FILE.")]
 

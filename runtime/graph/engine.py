@@ -164,6 +164,8 @@ class GraphEngine:
     def prepare(self, state: GraphState) -> None:
         """Compile and capture all that a chunk can need, so that no chunk waits for it. The state must be fresh."""
         noise = torch.zeros_like(state.noise)
+        if self.ops.noise:
+            self.ops.draw(noise, seed=0, shot=0, chunk=0, step=0)
         for _ in range(2):  # the first run is plain, the second captures
             for start in range(0, self.config.local_frames, self.config.chunk_frames):
                 state.clean_frame = None
