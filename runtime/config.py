@@ -39,12 +39,16 @@ class DiTConfig:
     sink_frames: int = 0
     shift: float = 8.0
     nominal_steps: tuple[int, ...] = (1000, 740, 500, 260)
+    context_noise: float = 0.0
+    """Timestep, 0 to 1000, of the clean pass: finished chunks are remembered with this much noise mixed in."""
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise UserError(f"dim {self.dim} must split into {self.heads} heads of even width; change dim or heads")
         if self.patch[0] != 1:
             raise UserError(f"patch {self.patch} must not span several latent frames; use (1, height, width)")
+        if not 0 <= self.context_noise <= 1000:
+            raise UserError(f"context_noise {self.context_noise} is a timestep; it must lie in 0 to 1000")
         ring = self.local_frames - self.sink_frames
         if ring < self.chunk_frames or ring % self.chunk_frames:
             raise UserError(

@@ -66,7 +66,10 @@ class Engine(Protocol):
         ...
 
     def clean(self, state: Any, start_frame: int, x0_BFCHW: Tensor) -> None:
-        """Store the chunk's keys and values for the chunks after it; needless after a shot's last chunk."""
+        """Store the chunk's keys and values for the chunks after it; needless after a shot's last chunk.
+
+        x0_BFCHW: its latents as they are remembered, with noise where the model has `context_noise`.
+        """
         ...
 
     def prepare(self, state: Any) -> None:

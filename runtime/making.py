@@ -19,7 +19,8 @@ from torch import Tensor
 
 from shotstream.runtime.chunk import to_bytes
 from shotstream.runtime.engine import Engine, StepwiseEngine
-from shotstream.runtime.noise import START, NoiseSource
+from shotstream.runtime.model.schedule import NoiseSchedule
+from shotstream.runtime.noise import CONTEXT, START, NoiseSource
 from shotstream.runtime.plugins import ModelParts
 from shotstream.runtime.shot import RunningShot
 from shotstream.runtime.timing import Stopwatch
@@ -27,12 +28,13 @@ from shotstream.runtime.timing import Stopwatch
 
 @dataclass(frozen=True)
 class MadeChunk:
-    """latents [1, F, C, h, w]; pixels [f, 3, H, W] in [-1, 1]; frames [f, H, W, 3], 0..255, on the host.
+    """remembered [1, F, C, h, w]: the latents as later chunks see them; pixels [f, 3, H, W] in [-1, 1]; frames
+    [f, H, W, 3], 0..255, on the host.
 
     cleaned: the engine has had the chunk's `clean` already.
     """
 
-    latents: Tensor
+    remembered: Tensor
     pixels: Tensor
     frames: npt.NDArray[np.uint8]
     cleaned: bool
@@ -51,6 +53,7 @@ class ChunkMaker:
         self._watch = watch
         self._run_ahead = run_ahead
         self._shape = (1, parts.config.chunk_frames, *parts.latent_shape)
+        self._schedule = NoiseSchedule(parts.config.shift, noise.device)
         self._lane = _Lane(noise.device)
         self._begun: tuple[int, int] | None = None
         """(shot, chunk) whose first step is queued up."""
@@ -81,8 +84,11 @@ class ChunkMaker:
                 pixels = self._parts.decoder.decode_chunk(latents, shot.stream)[0]
             with self._watch.lap("copy"):
                 fetch = self._lane.to_host(pixels)
-        cleaned = self._go_ahead(shot, latents)
-        return MadeChunk(latents, pixels, fetch(), cleaned)
+        remembered = self._schedule.remembered(
+            latents, self._parts.config.context_noise, lambda: self._noise.draw(*where, CONTEXT, self._shape)
+        )
+        cleaned = self._go_ahead(shot, remembered)
+        return MadeChunk(remembered, pixels, fetch(), cleaned)
 
     def encode(self, frame_CHW: Tensor) -> Tensor:
         """One frame that may become context to its latent [C, h, w], beside what else the GPU does."""
@@ -97,13 +103,13 @@ class ChunkMaker:
         self._begun = None
         self._lane.join()
 
-    def _go_ahead(self, shot: RunningShot, latents: Tensor) -> bool:
+    def _go_ahead(self, shot: RunningShot, remembered: Tensor) -> bool:
         """Queue up the next chunk's first step, if there is to be one and somebody to wait for it meanwhile."""
         following = shot.made + 1
         if not (self._run_ahead and isinstance(self._engine, StepwiseEngine) and following < shot.chunks):
             return False
         with self._watch.lap("clean", later=True):
-            self._engine.clean(self._state, shot.next_frame, latents)
+            self._engine.clean(self._state, shot.next_frame, remembered)
         with self._watch.lap("denoise", later=True):
             self._begin(self._engine, shot, following, lambda: None)
         return True

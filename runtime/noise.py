@@ -21,6 +21,9 @@ from shotstream.runtime.errors import UserError
 START = 0
 """Step number of a chunk's starting noise; steps 1, 2, ... are the fresh noise after denoising step 0, 1, ..."""
 
+CONTEXT = 1 << 16
+"""Step number of the noise that a finished chunk is remembered with."""
+
 _WORDS = npt.NDArray[np.uint64]
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF_WORD = np.uint64(32)

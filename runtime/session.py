@@ -171,7 +171,7 @@ class Session:
             last=shot.made + 1 >= shot.chunks,
             timings=self._watch.read(),
         )
-        shot.take(made.latents, made.pixels, self._history)
+        shot.take(made.remembered, made.pixels, self._history)
         shot.unclean = not made.cleaned
         self.frames_made += len(chunk.frames)
         self.runtime.registry.call_hook("on_chunk", self, chunk)

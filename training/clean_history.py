@@ -60,10 +60,13 @@ def clean_history_ode_loss(
     noisy = torch.gather(states_BSFCHW, 1, picked)[:, 0]
     t_noisy = steps.to(device)[index_BF]
 
-    past = frames - chunk
+    past, remembered = frames - chunk, model.config.context_noise
     first = conditioning.context_BFCHW.to(noisy.dtype)
-    z_BFCHW = torch.cat([first, states_BSFCHW[:, -1, :past], noisy], dim=1)
-    t_BF = torch.cat([t_noisy.new_zeros(batch, context + past), t_noisy], dim=1)
+    clean = states_BSFCHW[:, -1, :past]
+    clean = schedule.remembered(clean, remembered, lambda: draws.clean_noise(tuple(clean.shape), 0))
+    z_BFCHW = torch.cat([first, clean, noisy], dim=1)
+    t_past = t_noisy.new_full((batch, past), remembered)
+    t_BF = torch.cat([t_noisy.new_zeros(batch, context), t_past, t_noisy], dim=1)
     places = torch.cat([torch.arange(context + past), context + torch.arange(frames)]).to(device)
     flags, index = conditioning.flags_BF, conditioning.caption_index_BF
     flow = model(

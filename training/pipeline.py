@@ -141,6 +141,7 @@ class Pipeline:
             raise UserError(f"{self.out} holds no trained student yet; run 'shotstream train ode' first")
         weights = self.out / "weights"
         student = load_dit_weights(self._file(last, "dit"), last)
+        student.config = replace(student.config, context_noise=self.recipe.context_noise)
         text = self._text()
         save_weights(student, student.config.to_json(), weights / "dit.safetensors", torch.float16)
         save_weights(text, text.config.to_json(), weights / "text.safetensors", torch.float16)
@@ -183,6 +184,7 @@ class Pipeline:
         blocks: Any = model.blocks
         for block in blocks:
             block.attention = training_attention(self.device)
+        model.config = replace(model.config, context_noise=self.recipe.context_noise)
         return model.to(self.device)
 
     def _text(self) -> TinyTextEncoder:

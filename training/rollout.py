@@ -105,6 +105,7 @@ def self_forcing_rollout(
         raise ValueError(f"exit step {exit_step} is not one of the {len(steps)} denoising steps")
     context = conditioning.context_BFCHW
     zero = torch.zeros((), device=context.device)
+    remembered = torch.full((), model.config.context_noise, device=context.device)
     steps = steps.to(context.device)
     seen = steps.bfloat16().float() if settings.round_timesteps else steps
 
@@ -131,9 +132,9 @@ def self_forcing_rollout(
             break  # nothing reads the last chunk's keys
         with torch.no_grad():
             clean = x0.detach()
-            if settings.renoise_clean:
-                clean = schedule.add_noise(clean, draws.clean_noise(shape, number), zero)
-            clean_keys = shot.run(clean, zero, first, kv_only=True)[1]
+            if settings.renoise_clean or model.config.context_noise:
+                clean = schedule.add_noise(clean, draws.clean_noise(shape, number), remembered)
+            clean_keys = shot.run(clean, remembered, first, kv_only=True)[1]
         if with_gradient and not settings.detach_cache:
             with torch.enable_grad():
                 clean_keys = [

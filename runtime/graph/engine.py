@@ -198,7 +198,7 @@ class GraphEngine:
         flow = self.fused(
             PassInput(
                 z_BFCHW=torch.cat([state.clean, state.noise], dim=1),
-                t_BF=torch.cat([torch.zeros_like(t), t], dim=1),
+                t_BF=torch.cat([torch.full_like(t, self.config.context_noise), t], dim=1),
                 table=state.turn(state.before, slice(0, 2)),
                 writers=state.writers(state.before.start_1),
                 spans=[_span(chunk, state.before), _span(chunk, state.now)],
@@ -214,7 +214,7 @@ class GraphEngine:
         self.fused(
             PassInput(
                 z_BFCHW=state.clean,
-                t_BF=torch.zeros(1, chunk, device=self.device),
+                t_BF=torch.full((1, chunk), self.config.context_noise, device=self.device),
                 table=state.turn(state.before, slice(0, 1)),
                 writers=state.writers(state.before.start_1),
                 spans=[_span(chunk, state.before)],

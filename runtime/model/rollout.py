@@ -98,8 +98,12 @@ def denoise_chunk(
 
 
 def clean_pass(
-    model: Transformer, x0_BFCHW: Tensor, start_frame: int, conditions: ShotConditions, keys: KeyStore
+    model: Transformer, past_BFCHW: Tensor, start_frame: int, conditions: ShotConditions, keys: KeyStore
 ) -> None:
-    """Rewrite the chunk's keys and values from its clean latents at timestep 0; later chunks see only these."""
-    zero = torch.zeros((), device=x0_BFCHW.device)
-    chunk_pass(model, x0_BFCHW, zero, start_frame, conditions, keys, kv_only=True)
+    """Rewrite the chunk's keys and values from its finished latents; later chunks see only these.
+
+    past_BFCHW: the clean latents, with the noise of the model's `context_noise` mixed in if it has any
+    (:meth:`NoiseSchedule.remembered`).
+    """
+    t = torch.full((), model.config.context_noise, device=past_BFCHW.device)
+    chunk_pass(model, past_BFCHW, t, start_frame, conditions, keys, kv_only=True)

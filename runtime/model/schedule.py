@@ -5,7 +5,7 @@ Source: reference ``utils/scheduler.py`` and ``utils/wan_wrapper.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -72,6 +72,15 @@ class NoiseSchedule:
         """``(1 - sigma) x0 + sigma noise`` in float32, returned in the noise's dtype."""
         sigma = _expand(self.sigma_of(t), x0)
         return ((1 - sigma) * x0 + sigma * noise).to(noise.dtype)
+
+    def remembered(self, x0: Tensor, context_noise: float, draw: Callable[[], Tensor]) -> Tensor:
+        """What the clean pass is given of finished latents: themselves, or with the noise of timestep `context_noise`.
+
+        `draw` is called only if there is to be noise.
+        """
+        if not context_noise:
+            return x0
+        return self.add_noise(x0, draw(), torch.full((), context_noise, device=x0.device))
 
     def euler_sigmas(self, steps: int) -> Tensor:
         """Noise levels of a ``steps``-step sampler, ``steps + 1`` values ending in 0."""

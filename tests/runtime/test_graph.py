@@ -36,9 +36,8 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
-@pytest.mark.parametrize("sink_frames", [0, 6])
-def test_both_engines_make_the_same_film(small_runtime: MakeRuntime, sink_frames: int) -> None:
-    options = {"sink_frames": sink_frames}
+@pytest.mark.parametrize("options", [{}, {"sink_frames": 6}, {"context_noise": 300.0}], ids=str)
+def test_both_engines_make_the_same_film(small_runtime: MakeRuntime, options: dict[str, Any]) -> None:
     eager = small_runtime(engine="eager", model_options=options)
     graph = small_runtime(engine="graph", model_options=options)
     theirs, ours = latents_of(eager), latents_of(graph)
@@ -48,6 +47,18 @@ def test_both_engines_make_the_same_film(small_runtime: MakeRuntime, sink_frames
     assert len(ours) == len(kept) == 20
     for a, b in zip(kept, ours, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+
+
+def test_context_noise_changes_what_comes_after_a_chunk(small_runtime: MakeRuntime) -> None:
+    made = []
+    for context_noise in (0.0, 300.0):
+        runtime = small_runtime(engine="graph", model_options={"context_noise": context_noise})
+        made.append(latents_of(runtime))
+        session = runtime.open("A forest. ", seed=3)
+        session.begin_shot("a fox waits", 2)
+        list(session.chunks())
+    assert torch.equal(made[0][0], made[1][0])
+    assert not torch.allclose(made[0][1], made[1][1], atol=1e-3)
 
 
 def test_four_launches_of_work_per_chunk(small_runtime: MakeRuntime, passes: list[tuple[int, int]]) -> None:
@@ -69,8 +80,10 @@ def test_past_the_local_cache_the_clean_pass_is_its_own(
 
 
 @pytest.mark.parametrize("engine", ["graph", "eager"])
-def test_running_ahead_changes_no_frame(small_runtime: MakeRuntime, engine: str) -> None:
-    films = [film(small_runtime(engine=engine, run_ahead=ahead).open("A forest. ", seed=3)) for ahead in (False, True)]
+@pytest.mark.parametrize("context_noise", [0.0, 300.0])
+def test_running_ahead_changes_no_frame(small_runtime: MakeRuntime, engine: str, context_noise: float) -> None:
+    options = {"engine": engine, "model_options": {"context_noise": context_noise}}
+    films = [film(small_runtime(**options, run_ahead=ahead).open("A forest. ", seed=3)) for ahead in (False, True)]
     assert np.array_equal(*films)
 
 

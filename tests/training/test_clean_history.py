@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,11 +21,12 @@ from shotstream.training.ode_stage import OdeRecipe
 
 CONFIG = DiTConfig(dim=32, heads=2, ffn_dim=48, layers=2, channels=4, text_len=6, text_dim=16, shift=3.0)
 SCHEDULE = NoiseSchedule(CONFIG.shift)
+PAST_NOISE = torch.randn(1, 9, 4, 4, 4, generator=torch.Generator().manual_seed(5))
 STEPS = torch.cat([SCHEDULE.warp(CONFIG.nominal_steps), torch.zeros(1)])
 
 
 class FixedDraws(TorchDraws):
-    """Says which state each block draws."""
+    """Says which state each block draws, and which noise the past is remembered with."""
 
     def __init__(self, index: list[int]) -> None:
         super().__init__(torch.Generator())
@@ -33,10 +36,13 @@ class FixedDraws(TorchDraws):
         assert entries == len(STEPS) - 1  # never the clean end
         return torch.tensor([self.index] * batch)
 
+    def clean_noise(self, shape: tuple[int, ...], chunk: int) -> Tensor:
+        return PAST_NOISE[:, : shape[1]].expand(shape)
 
-def case() -> tuple[Transformer, Tensor, Conditioning]:
+
+def case(context_noise: float = 0.0) -> tuple[Transformer, Tensor, Conditioning]:
     torch.manual_seed(0)
-    model = Transformer(CONFIG)
+    model = Transformer(replace(CONFIG, context_noise=context_noise))
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.data += 0.1 * torch.randn_like(parameter)
@@ -45,9 +51,10 @@ def case() -> tuple[Transformer, Tensor, Conditioning]:
     return model, states, Conditioning(torch.randn(1, 6, 4, 4, 4), torch.randn(4, 6, 16), flags, flags.clone())
 
 
+@pytest.mark.parametrize("context_noise", [0.0, 400.0])
 @torch.no_grad()
-def test_it_is_the_error_of_a_playing_student_behind_the_true_past() -> None:
-    model, states, given = case()
+def test_it_is_the_error_of_a_playing_student_behind_the_true_past(context_noise: float) -> None:
+    model, states, given = case(context_noise)
     index = [2, 0, 3]
     loss = clean_history_ode_loss(model, SCHEDULE, states, STEPS, given, FixedDraws(index)).loss
     conditions = ShotConditions(
@@ -65,7 +72,8 @@ def test_it_is_the_error_of_a_playing_student_behind_the_true_past() -> None:
         x, clean, t = states[:, state, span], states[:, -1, span], STEPS[state]
         flow = chunk_pass(model, x, t, 3 * block, conditions, cache.chunk(3 * block))
         errors.append((SCHEDULE.to_x0(x, flow, t) - clean).square().mean())
-        clean_pass(model, clean, 3 * block, conditions, cache.chunk(3 * block))
+        past = SCHEDULE.remembered(clean, context_noise, lambda span=span: PAST_NOISE[:, span])
+        clean_pass(model, past, 3 * block, conditions, cache.chunk(3 * block))
     assert loss.item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
 
 
