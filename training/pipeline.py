@@ -145,7 +145,9 @@ class Pipeline:
         text = self._text()
         save_weights(student, student.config.to_json(), weights / "dit.safetensors", torch.float16)
         save_weights(text, text.config.to_json(), weights / "text.safetensors", torch.float16)
-        TinyVAE.load(trained_codec(self.out)).save(weights / "vae.safetensors", torch.float16)
+        codec = TinyVAE.load(trained_codec(self.out))
+        codec.config = replace(codec.config, steady=self.recipe.steady)
+        codec.save(weights / "vae.safetensors", torch.float16)
         shutil.copyfile(self._sheet(last), weights / "sheet.png")
         return True
 

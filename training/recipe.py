@@ -32,7 +32,8 @@ class Recipe:
     the training stories, ``images`` more of them as single frames, ``held_out`` those of the sample sheets.
 
     ``source`` is "world" (stories rendered from seeds) or "videos" (real clips; this version only explains such
-    recipes). ``context_noise`` is the student's (see ``DiTConfig``), in all its stages and in what is exported.
+    recipes). ``context_noise`` is the student's (see ``DiTConfig``), in all its stages and in what is exported;
+    ``steady`` is the exported codec's (see ``TinyVAEConfig``).
     """
 
     name: str
@@ -49,6 +50,7 @@ class Recipe:
     inter: DmdRecipe = field(default_factory=lambda: DmdRecipe(steps=20, batch=4, lora_rank=32, seed=3))
     render_workers: int = 2
     context_noise: float = 0.0
+    steady: tuple[float, float, float] | None = None
 
 
 def load_recipe(name_or_file: str) -> Recipe:

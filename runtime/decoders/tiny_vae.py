@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from shotstream.runtime.decoders.steady import Steady
 from shotstream.runtime.errors import UserError
 
 FORMAT = "shotstream.tiny_vae.1"
@@ -46,6 +47,8 @@ class TinyVAEConfig:
     encoder_channels: tuple[int, int, int, int] = (32, 64, 128, 160)
     decoder_channels: tuple[int, int, int] = (160, 80, 48)
     decoder_blocks: tuple[int, int, int] = (3, 2, 2)
+    steady: tuple[float, float, float] | None = None
+    """Low, high and least of the temporal noise reduction in front of the decoder (`decoders/steady.py`); None: none."""
 
     @property
     def cell(self) -> int:
@@ -190,15 +193,18 @@ class DecoderStream:
     def __init__(self, batch: int = 1) -> None:
         self.batch = batch
         self.memory: list[Tensor] | None = None
+        self.shown: Tensor | None = None
+        """The last latents [B, C, h, w] that were decoded, where noise is reduced over time."""
 
     def reset(self) -> None:
         """Forget everything: the next chunk starts a new clip, and its first latent is one frame."""
-        self.memory = None
+        self.memory, self.shown = None, None
 
     def clone(self) -> DecoderStream:
         """An independent copy, for snapshots."""
         copy = DecoderStream(self.batch)
         copy.memory = None if self.memory is None else [m.clone() for m in self.memory]
+        copy.shown = None if self.shown is None else self.shown.clone()
         return copy
 
 
@@ -215,6 +221,7 @@ class TinyVAE(nn.Module):
     def __init__(self, config: TinyVAEConfig | None = None) -> None:
         super().__init__()
         self.config = config or TinyVAEConfig()
+        self._steady = None if self.config.steady is None else Steady(*self.config.steady)
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
         self.register_buffer("mean", torch.zeros(self.config.latent_channels))
@@ -269,6 +276,9 @@ class TinyVAE(nn.Module):
         if batch != stream.batch:
             raise ValueError(f"the stream was made for {stream.batch} clips, got latents of {batch}")
         first = stream.memory is None
+        if self._steady is not None:
+            z_BFCHW = self._steady(z_BFCHW, stream.shown)
+            stream.shown = z_BFCHW[:, -1].detach().clone()
         raw = z_BFCHW.to(self.mean.dtype) * self._channel(self.std) + self._channel(self.mean)
         video_BTCHW, left = self.decode_raw(raw, stream.memory)
         stream.memory = [m.detach().clone() for m in left]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,50 @@ def test_a_file_that_is_no_codec_checkpoint_is_a_clear_error(tmp_path: Path) -> 
     save_file({"x": torch.zeros(1)}, tmp_path / "bad.safetensors", metadata={"format": FORMAT, "config": '{"a": 1}'})
     with pytest.raises(UserError, match="not a TinyVAE configuration"):
         TinyVAE.load(tmp_path / "bad.safetensors")
+
+
+# ------------------------------------------------------------------------------------ noise reduced over time
+def steady(vae: TinyVAE, **settings: float) -> TinyVAE:
+    """The same codec with noise reduction."""
+    chosen = {"low": 0.2, "high": 0.4, "least": 0.25, **settings}
+    made = TinyVAE(replace(vae.config, steady=tuple(chosen.values()))).eval().requires_grad_(False)
+    made.load_state_dict(vae.state_dict())
+    return made
+
+
+def test_noise_reduction_damps_what_changes_little_and_lets_motion_through(vae: TinyVAE) -> None:
+    still = latents(1).expand(-1, 5, -1, -1, -1).clone()
+    flicker = still + 0.05 * torch.randn(still.shape, generator=torch.Generator().manual_seed(3))
+    flicker[:, 0] = still[:, 0]
+    quiet = steady(vae).decode(flicker) - vae.decode(still)
+    assert quiet.square().mean() < 0.25 * (vae.decode(flicker) - vae.decode(still)).square().mean()
+    moving = latents(5)
+    moving[:, ::2] += 1.5  # every place changes by more than `high`
+    assert torch.allclose(steady(vae).decode(moving), vae.decode(moving), atol=1e-6)
+
+
+def test_a_lasting_change_arrives(vae: TinyVAE) -> None:
+    z = latents(1).expand(-1, 20, -1, -1, -1).clone()
+    z[:, 1:] += 0.1
+    shown, wanted = steady(vae).decode(z), vae.decode(z)
+    assert not torch.allclose(shown[:, 1:5], wanted[:, 1:5], atol=1e-3)
+    assert torch.allclose(shown[:, -1], wanted[:, -1], atol=2e-3)
+
+
+def test_noise_reduction_runs_on_a_stream_and_copies_of_it(vae: TinyVAE) -> None:
+    codec, z = steady(vae), latents(7, batch=2)
+    whole, stream = codec.decode(z), codec.new_stream(2)
+    first = codec.decode_chunk(z[:, :3], stream)
+    copy = stream.clone()
+    rest = [codec.decode_chunk(z[:, 3:], each) for each in (stream, copy)]
+    assert torch.equal(*rest)
+    assert torch.allclose(torch.cat([first, rest[0]], 1), whole, atol=1e-6)
+    copy.reset()
+    assert torch.allclose(codec.decode_chunk(z, copy), whole, atol=1e-6)
+
+
+def test_noise_reduction_is_kept_in_the_file_and_checked(vae: TinyVAE, tmp_path: Path) -> None:
+    steady(vae).save(tmp_path / "vae.safetensors")
+    assert TinyVAE.load(tmp_path / "vae.safetensors").config.steady == (0.2, 0.4, 0.25)
+    with pytest.raises(UserError, match="0 <= low < high"):
+        steady(vae, low=0.5)
