@@ -48,7 +48,7 @@ class TinyVAEConfig:
     decoder_channels: tuple[int, int, int] = (160, 80, 48)
     decoder_blocks: tuple[int, int, int] = (3, 2, 2)
     steady: tuple[float, float, float] | None = None
-    """Low, high and least of the temporal noise reduction in front of the decoder (`decoders/steady.py`); None: none."""
+    """Low, high and least of the noise reduction over time in front of the decoder (`decoders/steady.py`)."""
 
     @property
     def cell(self) -> int:
