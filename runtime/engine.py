@@ -160,7 +160,7 @@ class EagerEngine:
         several = len(context.captions) > 1
         index = torch.tensor([list(context.caption_index)], device=device) if several else None
         flags = torch.tensor([list(context.flags)], device=device)
-        past = ShotConditions(_stack(context.captions), index, None, flags, None)
+        past = ShotConditions(stack_captions(context.captions), index, None, flags, None)
         z_BFCHW = context.latents_FCHW[None].to(device, self.dtype)
         context_pass(self.model, z_BFCHW, past, state.cache.context())
         # The target reads one caption only, so its passes need no index (4.3) and no copy of the others' text.
@@ -197,7 +197,8 @@ class EagerEngine:
             self.clean(state, start_frame, x0_BFCHW)
 
 
-def _stack(captions: Sequence[TextKV]) -> TextKV:
+def stack_captions(captions: Sequence[TextKV]) -> TextKV:
+    """Several captions' keys and values as one, ``[N, text_len, heads, head_dim]`` per layer."""
     if len(captions) == 1:
         return captions[0]
     return [

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shotstream.runtime.engine import ShotContext
+from shotstream.runtime.engine import ShotContext, stack_captions
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.graph.calibrate import head_scales
 from shotstream.runtime.graph.ops import TorchOps
@@ -102,7 +102,7 @@ class GraphEngine:
                 table=table,
                 writers=state.writers(state.before.start_1),
                 spans=[Span(frames, state.before.length_1, state.before.filled)],
-                text_kv=_stack(context.captions),
+                text_kv=stack_captions(context.captions),
                 caption_index_F=self._upload(context.caption_index) if several else None,
                 remembered=frames,
             )
@@ -286,11 +286,3 @@ class GraphEngine:
 
 def _span(frames: int, place: Place) -> Span:
     return Span(frames, place.length_1, place.filled)
-
-
-def _stack(captions: Sequence[TextKV]) -> TextKV:
-    if len(captions) == 1:
-        return captions[0]
-    return [
-        (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in zip(*captions, strict=True)
-    ]
