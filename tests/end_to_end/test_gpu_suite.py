@@ -80,8 +80,10 @@ def test_a_step_that_breaks_or_takes_too_long_is_told_and_the_others_run(tmp_pat
     breaks = gpu_suite.Step("breaks", ("-c", "print('oh no'); raise SystemExit(3)"), 60)
     sleeps = gpu_suite.Step("sleeps", ("-c", "import time; time.sleep(60)"), 1)
     late = gpu_suite.Step("late", ("-c", "pass"), 60)
-    outcomes = [gpu_suite.run(step, tmp_path, left) for step, left in ((breaks, 99), (sleeps, 99), (late, 5))]
-    assert [each.state for each in outcomes] == ["failed", "out of time", "not begun"]
+    idle = gpu_suite.Step("idle", ("-c", "print('3 skipped in 0.1s')"), 60)
+    given = ((breaks, 99), (sleeps, 99), (late, 5), (idle, 99))
+    outcomes = [gpu_suite.run(step, tmp_path, left) for step, left in given]
+    assert [each.state for each in outcomes] == ["failed", "out of time", "not begun", "skipped"]
     (tmp_path / "bench-tiny.txt").write_text("variant  fps")
     text = gpu_suite.summary(outcomes, {"device": "none"}, tmp_path)
     for expected in (
