@@ -276,7 +276,7 @@ class GraphEngine:
     def _upload(self, numbers: Sequence[int]) -> Tensor:
         """Whole numbers on the device, without waiting for it."""
         host = torch.tensor(list(numbers))
-        return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
+        return (host.pin_memory() if self.device.type == "cuda" else host).to(self.device, non_blocking=True)
 
     @staticmethod
     def _at(values: Tensor, state: GraphState) -> Tensor:
