@@ -99,7 +99,11 @@ class ChunkMaker:
         return latent
 
     def join(self) -> None:
-        """Let what comes next wait for all encoding so far, and begin its chunk anew: caches are about to change."""
+        """Let what comes next on the main stream wait for all encoding so far."""
+        self._lane.join()
+
+    def restart(self) -> None:
+        """As `join`, and the next chunk begins anew: caches are about to change."""
         self._begun = None
         self._lane.join()
 

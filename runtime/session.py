@@ -75,6 +75,7 @@ class Session:
     def history(self) -> History:
         """The finished shots that later ones may still be shown."""
         self.settle()
+        self._maker.join()
         return self._history
 
     # -------------------------------------------------------------------------------- what the caller says
@@ -226,7 +227,7 @@ class Session:
             return
         self.end_shot()
         self._closed = True
-        self._maker.join()
+        self._maker.restart()
         self.runtime.release(self, self._state)
         self._state = None
 
@@ -251,6 +252,7 @@ class Session:
             # Encoding early does not show in the running shot: frames are encoded one by one, whenever that is.
             self._encode(shot, history.candidates(shot.frames))
             history.add(shot.as_past(history))
+        self._maker.join()  # a snapshot or a fork reads the latents outside this session
         saved = self._saved(history)
         return replace(saved, shots_begun=shot.number) if shot is not None and not shot.made else saved
 
@@ -298,7 +300,7 @@ class Session:
             return None
         self._heed(stop)
         shot, self._next = self._next, None
-        self._maker.join()
+        self._maker.restart()
         context = self._shot_context(self._history.context(), shot)
         with self._watch.lap("context"):
             self.runtime.engine.begin_shot(self._state, context, shot.text_kv)
@@ -332,7 +334,7 @@ class Session:
         # Context frames read the captions they were made under. Only the null frames of a first shot, which show
         # nothing, read the shot's own.
         context = None if frames else self._shot_context(frames, shot)
-        self._maker.join()
+        self._maker.restart()
         with self._watch.lap("clean"):
             self.runtime.engine.recaption(self._state, context, shot.text_kv, shot.past)
         shot.cached_caption = shot.full_caption
