@@ -31,7 +31,6 @@ class TritonOps:
     """Each operation in one pass over memory. Tensors lie on the device that it was made for."""
 
     name = "triton"
-    noise = True
 
     def __init__(self, device: torch.device, eight_bit: bool = True) -> None:
         """eight_bit: whether the device knows float8_e4m3fn; without it, what ends in eight bits is a UserError."""

@@ -18,7 +18,7 @@ from shotstream.runtime import snapshot as snapshots
 from shotstream.runtime.attention_choice import Choice, choose_attention
 from shotstream.runtime.engine import Engine, ShotContext
 from shotstream.runtime.errors import UserError
-from shotstream.runtime.graph.ops import BlockOps
+from shotstream.runtime.graph.ops import BlockOps, DeviceNoise
 from shotstream.runtime.model.attention import sdpa
 from shotstream.runtime.noise import check_seed
 from shotstream.runtime.plugins import EngineRequest, ModelParts, ModelRequest, Plugin, PluginState, Registry
@@ -126,7 +126,7 @@ class Runtime:
                 options=options.engine_options or {},
             )
         )
-        self.fill_noise = ops.draw if ops is not None and ops.noise else None
+        self.fill_noise = ops.draw if isinstance(ops, DeviceNoise) else None
         """Writes a session's noise on the device, where the engine's operations can; None: the host draws it."""
         self._sessions: list[Session] = []
         self._spare_states: list[Any] = [self.engine.new_state()]  # a first session then opens without waiting

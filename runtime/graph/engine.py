@@ -17,7 +17,7 @@ from torch import Tensor
 from shotstream.runtime.engine import ShotContext, stack_captions
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.graph.calibrate import head_scales
-from shotstream.runtime.graph.ops import TorchOps
+from shotstream.runtime.graph.ops import DeviceNoise, TorchOps
 from shotstream.runtime.graph.passes import FusedTransformer, PassInput, Span
 from shotstream.runtime.graph.state import GraphState, HeadScales, Place
 from shotstream.runtime.model.attention import reads_device_length, sdpa
@@ -164,7 +164,7 @@ class GraphEngine:
     def prepare(self, state: GraphState) -> None:
         """Compile and capture all that a chunk can need, so that no chunk waits for it. The state must be fresh."""
         noise = torch.zeros_like(state.noise)
-        if self.ops.noise:
+        if isinstance(self.ops, DeviceNoise):
             self.ops.draw(noise, seed=0, shot=0, chunk=0, step=0)
         for _ in range(2):  # the first run is plain, the second captures
             for start in range(0, self.config.local_frames, self.config.chunk_frames):

@@ -8,7 +8,7 @@ that stay where they are.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -68,8 +68,6 @@ class BlockOps(Protocol):
     """All of it in float32 inside, rounded once. Activations are ``[1, L, D]``, contiguous rows."""
 
     name: str
-    noise: bool
-    """Whether `draw` may be called."""
 
     def norm(self, x: Tensor, norm: Norm) -> Tensor: ...
 
@@ -108,6 +106,11 @@ class BlockOps(Protocol):
 
     def quantise(self, x: Tensor) -> Fp8Rows: ...
 
+
+@runtime_checkable
+class DeviceNoise(Protocol):
+    """What operations may offer beside: a session's noise, drawn on the device. Without it the host draws."""
+
     def draw(self, out: Tensor, seed: int, shot: int, chunk: int, step: int) -> None:
         """Fill `out` with the numbers of `runtime.noise.normal`, on its device, without waiting for it."""
         ...
@@ -117,7 +120,6 @@ class TorchOps:
     """Plain torch: the reference of every other backend, and what runs on a CPU."""
 
     name = "torch"
-    noise = False
 
     def norm(self, x: Tensor, norm: Norm) -> Tensor:
         return _norm(x, norm).to(x.dtype)
@@ -171,9 +173,6 @@ class TorchOps:
         amax_L1 = x_LD.abs().amax(dim=1, keepdim=True).clamp(min=_SMALLEST_AMAX)
         values = (x_LD * (FP8_MAX / amax_L1)).clamp(-FP8_MAX, FP8_MAX)
         return Fp8Rows(values.to(FP8), amax_L1 / FP8_MAX)
-
-    def draw(self, out: Tensor, seed: int, shot: int, chunk: int, step: int) -> None:
-        raise NotImplementedError("torch has no generator by counter; noise comes from the host")
 
     @staticmethod
     def _add(x: Tensor, y: Tensor, gate_ND: Tensor | None) -> None:
