@@ -24,6 +24,9 @@ START = 0
 CONTEXT = 1 << 16
 """Step number of the noise that a finished chunk is remembered with."""
 
+SHOT = 0xFFFFFFFF
+"""Chunk number of the noise that all chunks of a shot have in common; no shot has as many chunks."""
+
 _WORDS = npt.NDArray[np.uint64]
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF_WORD = np.uint64(32)
@@ -76,6 +79,11 @@ def normal(seed: int, shot: int, chunk: int, step: int, count: int) -> npt.NDArr
     return out.reshape(-1)[:count]
 
 
+def with_shared(own_BFCHW: Tensor, shared_BCHW: Tensor, share: float) -> Tensor:
+    """Standard normal noise whose frames have the `share` of their variance in common: that of `shared_BCHW`."""
+    return math.sqrt(1 - share) * own_BFCHW + math.sqrt(share) * shared_BCHW[:, None]
+
+
 class NoiseSource:
     """The draws of one session, shaped and placed where its engine wants them."""
 
@@ -85,15 +93,29 @@ class NoiseSource:
         device: torch.device,
         dtype: torch.dtype,
         fill: Callable[[Tensor, int, int, int, int], None] | None = None,
+        share: float = 0.0,
     ) -> None:
-        """fill: writes the numbers of :func:`normal` for (seed, shot, chunk, step) into a tensor on the device."""
+        """fill: writes the numbers of :func:`normal` for (seed, shot, chunk, step) into a tensor on the device.
+        share: what a shot's latent frames have in common, see `DiTConfig.noise_share`.
+        """
         self.seed = check_seed(seed)
         self.device = device
         self._dtype = dtype
         self._fill = fill
+        self._share = share
 
     def draw(self, shot: int, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal noise of `shape`: drawn in float32, then cast."""
+        """Standard normal noise of `shape`, with a share [B, F, C, H, W]: drawn in float32, then cast.
+
+        The shared part is the same in every chunk and at every step of a shot. What a finished chunk is remembered
+        with has none.
+        """
+        own = self._draw(shot, chunk, step, shape)
+        if not self._share or step == CONTEXT:
+            return own
+        return with_shared(own, self._draw(shot, SHOT, START, (shape[0], *shape[2:])), self._share)
+
+    def _draw(self, shot: int, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
         if self._fill is not None:
             noise = torch.empty(shape, device=self.device, dtype=self._dtype)
             self._fill(noise, self.seed, shot, chunk, step)

@@ -92,7 +92,10 @@ class _Dmd:
     def _update(self, count: int, conditioning: Conditioning, lr_factor: float) -> tuple[dict[str, float], Tensor]:
         """One generator or critic update, by ``count``; returns figures and the roll-out's latents."""
         recipe = self.recipe
-        draws = TorchDraws(step_generator(recipe.seed, count, self.device), device=self.device)
+        draws = TorchDraws(
+            step_generator(recipe.seed, count, self.device), device=self.device,
+            noise_share=self.generator.config.noise_share,
+        )  # fmt: skip
         of_generator = count % recipe.ratio == 0
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
             if of_generator:

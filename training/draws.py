@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from shotstream.runtime.noise import with_shared
+
 Shape = tuple[int, ...]
 
 
@@ -51,8 +53,18 @@ class Draws(Protocol):
         ...
 
 
+def shot_noise(shape: Shape, share: float, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise [B, F, C, H, W] of whole shots on the host; see `DiTConfig.noise_share`."""
+    own = torch.randn(shape, generator=generator)
+    return with_shared(own, torch.randn((shape[0], *shape[2:]), generator=generator), share) if share else own
+
+
 class TorchDraws:
-    """Draws from one torch generator, on the device and in the dtype given."""
+    """Draws from one torch generator, on the device and in the dtype given.
+
+    With a noise share, frames of a shot have a part of their noise in common: a roll-out's start and its later fresh
+    noise have one part, the noise of scores and critic another.
+    """
 
     def __init__(
         self,
@@ -60,11 +72,16 @@ class TorchDraws:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        noise_share: float = 0.0,
     ) -> None:
-        """`generator` must live on `device`; None uses torch's global generator of that device."""
+        """`generator` must live on `device`; None uses torch's global generator of that device.
+        noise_share: see `DiTConfig.noise_share`.
+        """
         self._generator = generator
         self._device = torch.device(device)
         self._dtype = dtype
+        self._share = noise_share
+        self._common: Tensor | None = None
 
     def _normal(self, shape: Shape) -> Tensor:
         return torch.randn(shape, generator=self._generator, device=self._device, dtype=self._dtype)
@@ -72,17 +89,25 @@ class TorchDraws:
     def _integers(self, high: int, shape: Shape) -> Tensor:
         return torch.randint(high, shape, generator=self._generator, device=self._device)
 
+    def _shared(self, shape: Shape, common_BCHW: Tensor | None) -> Tensor:
+        own = self._normal(shape)
+        return own if common_BCHW is None else with_shared(own, common_BCHW, self._share)
+
+    def _new_common(self, shape: Shape) -> Tensor | None:
+        return self._normal((shape[0], *shape[2:])) if self._share else None
+
     def shot_noise(self, shape: Shape) -> Tensor:
-        return self._normal(shape)
+        self._common = self._new_common(shape)
+        return self._shared(shape, self._common)
 
     def renoise(self, shape: Shape, chunk: int, step: int) -> Tensor:
-        return self._normal(shape)
+        return self._shared(shape, self._common)
 
     def clean_noise(self, shape: Shape, chunk: int) -> Tensor:
         return self._normal(shape)
 
     def target_noise(self, shape: Shape) -> Tensor:
-        return self._normal(shape)
+        return self._shared(shape, self._new_common(shape))
 
     def timestep_index(self, batch: int, entries: int) -> Tensor:
         return self._integers(entries, (batch,))

@@ -22,6 +22,7 @@ from shotstream.runtime.storyline import full_caption
 from shotstream.runtime.text.tiny import TinyTextEncoder
 from shotstream.training.batches import Condition, encode
 from shotstream.training.conditioning import Conditioning, route_frames
+from shotstream.training.draws import shot_noise
 from shotstream.training.evaluate_sources import Captions, Frames, canonical, story_noise_seed, to_bytes
 from shotstream.training.sampling import sample_teacher
 from shotstream.training.trainer import step_generator
@@ -103,6 +104,6 @@ class TeacherPlayer:
 
     def _noise(self, stories: Sequence[Story], shot: int) -> Tensor:
         """Starting noise [B, F, C, h, w], every story's and every shot's own."""
-        shape = (self.settings.frames, *self.latent_shape)
+        shape, share = (1, self.settings.frames, *self.latent_shape), self.model.config.noise_share
         seeds = [story_noise_seed(self.settings.seed, story) for story in stories]
-        return torch.stack([torch.randn(shape, generator=step_generator(seed, shot)) for seed in seeds]).to(self.device)
+        return torch.cat([shot_noise(shape, share, step_generator(seed, shot)) for seed in seeds]).to(self.device)

@@ -26,6 +26,16 @@ def flow_matching_loss(flow_BFCHW: Tensor, x0_BFCHW: Tensor, noise_BFCHW: Tensor
     return (error_BFCHW.square().mean(dim=(1, 2, 3, 4)) * weight_B).mean()
 
 
+def motion_loss(flow_BFCHW: Tensor, x0_BFCHW: Tensor, noise_BFCHW: Tensor, weight_B: Tensor) -> Tensor:
+    """The flow's squared error in what changes from one latent frame to the next, averaged like the flow loss.
+
+    Added to the flow loss it moves no optimum (the mean of the posterior minimises every squared error), but motion,
+    a small part of the whole error, is learnt earlier. Needs at least two frames.
+    """
+    error_BFCHW = flow_BFCHW.float() - (noise_BFCHW - x0_BFCHW).float()
+    return (error_BFCHW.diff(dim=1).square().mean(dim=(1, 2, 3, 4)) * weight_B).mean()
+
+
 @dataclass(frozen=True)
 class OdeLoss:
     """`loss` counts only frames above t = 0; `unmasked` is the same mean over every frame, for curves."""

@@ -26,7 +26,7 @@ from shotstream.runtime.text.tiny import TinyTextEncoder
 from shotstream.training.batches import Condition, draw_condition, encode
 from shotstream.training.clean_history import clean_history_ode_loss
 from shotstream.training.conditioning import Conditioning, Routing
-from shotstream.training.draws import TorchDraws
+from shotstream.training.draws import TorchDraws, shot_noise
 from shotstream.training.latents import LatentStories
 from shotstream.training.objectives import TRAJECTORY_STEPS, ode_loss
 from shotstream.training.optim import build_adamw, build_optimizer
@@ -118,7 +118,7 @@ def make_pairs(
         ]
         conditioning = encode(conditions, text, device)
         shape = (recipe.pair_batch, recipe.frames, *conditions[0].context.shape[1:])
-        noise = torch.randn(shape, generator=step_generator(recipe.seed, shard)).to(device)
+        noise = shot_noise(shape, config.noise_share, step_generator(recipe.seed, shard)).to(device)
         negative = torch.zeros(1, config.text_len, config.text_dim, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
             made = sample_teacher(

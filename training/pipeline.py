@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.transformer import Transformer
@@ -97,6 +98,7 @@ class Pipeline:
     def teacher(self) -> bool:
         """Train the bidirectional next-shot model."""
         recipe = self.recipe.teacher
+        recipe = replace(recipe, model=replace(recipe.model, noise_share=self.recipe.noise_share))
         sources = [self._data()]
         if self.recipe.images is not None:
             sources.append(LatentStories(self.out / "images", self.recipe.images))
@@ -141,7 +143,7 @@ class Pipeline:
             raise UserError(f"{self.out} holds no trained student yet; run 'shotstream train ode' first")
         weights = self.out / "weights"
         student = load_dit_weights(self._file(last, "dit"), last)
-        student.config = replace(student.config, context_noise=self.recipe.context_noise)
+        student.config = self._of_student(student.config)
         text = self._text()
         save_weights(student, student.config.to_json(), weights / "dit.safetensors", torch.float16)
         save_weights(text, text.config.to_json(), weights / "text.safetensors", torch.float16)
@@ -186,8 +188,12 @@ class Pipeline:
         blocks: Any = model.blocks
         for block in blocks:
             block.attention = training_attention(self.device)
-        model.config = replace(model.config, context_noise=self.recipe.context_noise)
+        model.config = self._of_student(model.config)
         return model.to(self.device)
+
+    def _of_student(self, config: DiTConfig) -> DiTConfig:
+        """The recipe's ways to play, which no weight tells."""
+        return replace(config, context_noise=self.recipe.context_noise, noise_share=self.recipe.noise_share)
 
     def _text(self) -> TinyTextEncoder:
         return load_text_weights(self._file("text", "text"), "text").to(self.device)

@@ -33,7 +33,8 @@ class Recipe:
 
     ``source`` is "world" (stories rendered from seeds) or "videos" (real clips; this version only explains such
     recipes). ``context_noise`` is the student's (see ``DiTConfig``), in all its stages and in what is exported;
-    ``steady`` is the exported codec's (see ``TinyVAEConfig``).
+    ``steady`` is the exported codec's (see ``TinyVAEConfig``). ``noise_share`` (see ``DiTConfig``) is the teacher's and
+    the student's alike.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Recipe:
     inter: DmdRecipe = field(default_factory=lambda: DmdRecipe(steps=20, batch=4, lora_rank=32, seed=3))
     render_workers: int = 2
     context_noise: float = 0.0
+    noise_share: float = 0.0
     steady: tuple[float, float, float] | None = None
 
 

@@ -43,7 +43,7 @@ def write_student_sheet(
     steps = schedule.warp(config.nominal_steps)
     made = self_forcing_rollout(
         model, schedule, steps, conditioning, frames, len(steps) - 1, TorchDraws(step_generator(5, 0, device),
-        device=device),
+        device=device, noise_share=config.noise_share),
         with_gradient=False, settings=RolloutSettings(renoise_clean=False),
     )  # fmt: skip
     table = []

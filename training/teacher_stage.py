@@ -25,6 +25,7 @@ from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.text.tiny import TinyTextEncoder
 from shotstream.training import losses
 from shotstream.training.conditioning import Conditioning, route_frames
+from shotstream.training.draws import shot_noise
 from shotstream.training.latents import LatentStories
 from shotstream.training.objectives import target_flow
 from shotstream.training.optim import build_adamw, build_optimizer
@@ -40,7 +41,8 @@ class TeacherRecipe:
     """Hyper-parameters of the teacher stage. ``optimizer`` is "muon" (matrices; AdamW for the rest) or "adamw";
     ``train_only`` limits training to parameters with that word in their name (the reference's ``self_attn``);
     ``init`` is a file with weights to start from. ``weighting``: "uniform", or the reference's "gaussian".
-    ``parts_weight`` is the weight of the second loss, 0 for none, read from block ``parts_layer``.
+    ``parts_weight`` is the weight of the second loss, 0 for none, read from block ``parts_layer``; ``motion_weight``
+    that of :func:`losses.motion_loss`.
     """
 
     model: DiTConfig = TINY
@@ -62,6 +64,7 @@ class TeacherRecipe:
     weighting: str = "uniform"
     parts_weight: float = 0.25
     parts_layer: int = 3
+    motion_weight: float = 0.0
     optimizer: str = "muon"
     betas: tuple[float, float] = (0.9, 0.99)
     train_only: str = ""
@@ -171,6 +174,8 @@ class TeacherStage:
         )  # fmt: skip
         flow = target_flow(self.model, self.schedule.add_noise(target, noise, t_B), t_B, conditioning)
         found = {"flow": losses.flow_matching_loss(flow, target, noise, weight)}
+        if self.recipe.motion_weight and target.shape[1] > 1:
+            found["motion"] = losses.motion_loss(flow, target, noise, weight)
         if self._middle is not None:
             found["parts"] = self.parts(self._middle[:, conditioning.context_frames :], batch.parts.to(self.device))
             self._middle = None
@@ -185,14 +190,17 @@ class TeacherStage:
         batch = batch_of(samples, phase.batch if recipe.compile else 1)
         words, groups = self.text.ids(batch.captions)
         entry = torch.randint(1000, (phase.batch,), generator=g)
-        noise = torch.randn(batch.target.shape, generator=g).to(self.device)
+        noise = shot_noise(tuple(batch.target.shape), recipe.model.noise_share, g).to(self.device)
         weight = self.schedule.loss_weights.cpu()[entry] if recipe.weighting == "gaussian" else torch.ones(phase.batch)
         t = self.schedule.timesteps.cpu()[entry].to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
             with torch.no_grad():
                 rows = self.text(words.to(self.device), groups.to(self.device)) * batch.kept.to(self.device)
             found = self._losses(batch, rows, noise, t, weight.to(self.device))
-        total = found["flow"] + recipe.parts_weight * found["parts"] if "parts" in found else found["flow"]
+        total = found["flow"]
+        for name, share in (("parts", recipe.parts_weight), ("motion", recipe.motion_weight)):
+            if name in found:
+                total = total + share * found[name]
         total.backward()
         norm = nn.utils.clip_grad_norm_([*self.model.parameters(), *self.parts.parameters()], recipe.clip)
         self.optimizer.set_lr(lr_factor)
@@ -239,7 +247,7 @@ class TeacherStage:
             torch.tensor([routing.flags], device=self.device), torch.tensor([routing.captions], device=self.device),
         )  # fmt: skip
         g = step_generator(7, story)
-        noise = torch.randn(1, 3, *context.shape[1:], generator=g).to(self.device)
+        noise = shot_noise((1, 3, *context.shape[1:]), c.noise_share, g).to(self.device)
         made = sample_teacher(
             self.model, self.schedule, noise, conditioning, torch.zeros_like(rows[:1]), steps=16, guidance=3.0
         ).x0_BFCHW

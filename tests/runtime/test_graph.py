@@ -36,7 +36,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
-@pytest.mark.parametrize("options", [{}, {"sink_frames": 6}, {"context_noise": 300.0}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"sink_frames": 6}, {"context_noise": 300.0}, {"noise_share": 0.5}], ids=str)
 def test_both_engines_make_the_same_film(small_runtime: MakeRuntime, options: dict[str, Any]) -> None:
     eager = small_runtime(engine="eager", model_options=options)
     graph = small_runtime(engine="graph", model_options=options)
@@ -212,7 +212,7 @@ def test_the_packed_weights_are_the_models_own(small_runtime: MakeRuntime) -> No
     runtime = small_runtime(engine="graph")
     engine, block = runtime.engine, runtime.parts.transformer.blocks[0]  # type: ignore[index]
     assert isinstance(engine, GraphEngine)
-    packed = engine.fused.blocks[0].qkv.weight_ND
+    packed = engine.passes.blocks[0].qkv.weight_ND
     assert block.self_attn.k.weight.data_ptr() == packed[packed.shape[0] // 3 :].data_ptr()
 
 

@@ -1,13 +1,15 @@
 """Noise by counter: the published test vectors, its statistics, and what it may depend on."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from shotstream.runtime.config import TINY
 from shotstream.runtime.errors import UserError
-from shotstream.runtime.noise import NoiseSource, check_seed, normal, philox4x32
+from shotstream.runtime.noise import CONTEXT, NoiseSource, check_seed, normal, philox4x32
 
 # Known answers of Random123 (`kat_vectors`, philox4x32 with 10 rounds): counter, key, result.
 PUBLISHED = [
@@ -57,6 +59,50 @@ def test_a_source_draws_in_float32_and_casts():
     half = NoiseSource(9, torch.device("cpu"), torch.bfloat16).draw(2, 1, 0, shape)
     assert full.shape == shape
     assert torch.equal(full.to(torch.bfloat16), half)
+
+
+SHAPE = (1, 3, 16, 20, 20)
+
+
+def source(share: float) -> NoiseSource:
+    return NoiseSource(9, torch.device("cpu"), torch.float32, share=share)
+
+
+def alike(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Correlation; 6400 numbers put two independent draws below 0.05."""
+    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
+
+
+def test_frames_of_a_shot_have_the_share_of_their_noise_in_common():
+    drawn = source(0.5).draw(2, 0, 0, SHAPE)
+    assert abs(float(drawn.std()) - 1) < 0.02
+    elsewhere = [source(0.5).draw(2, 1, 0, SHAPE), source(0.5).draw(2, 0, 3, SHAPE)]  # another chunk, another step
+    for other in (drawn[:, 1], *(z[:, 2] for z in elsewhere)):
+        assert abs(alike(drawn[:, 0], other) - 0.5) < 0.05
+    assert abs(alike(drawn[:, 0], source(0.5).draw(3, 0, 0, SHAPE)[:, 0])) < 0.05  # another shot
+
+
+def test_without_a_share_noise_is_as_it_always_was():
+    numbers = torch.from_numpy(normal(9, 2, 1, 3, 3 * 6400)).view(SHAPE)
+    assert torch.equal(source(0.0).draw(2, 1, 3, SHAPE), numbers)
+
+
+def test_what_a_chunk_is_remembered_with_is_its_own():
+    assert torch.equal(source(0.5).draw(2, 1, CONTEXT, SHAPE), source(0.0).draw(2, 1, CONTEXT, SHAPE))
+
+
+def test_device_and_host_share_alike():
+    def fill(out: torch.Tensor, seed: int, shot: int, chunk: int, step: int) -> None:
+        out.copy_(torch.from_numpy(normal(seed, shot, chunk, step, out.numel())).view(out.shape))
+
+    on_device = NoiseSource(9, torch.device("cpu"), torch.float32, fill, 0.3)
+    assert torch.equal(on_device.draw(2, 1, 0, SHAPE), source(0.3).draw(2, 1, 0, SHAPE))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_is_a_share(share):
+    with pytest.raises(UserError, match="noise_share"):
+        replace(TINY, noise_share=share)
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 64, 1.5, "7", True])

@@ -18,7 +18,7 @@ from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.parity import run_parity
 from shotstream.training import lora, losses, objectives
 from shotstream.training.conditioning import Conditioning, route_frames
-from shotstream.training.draws import TorchDraws
+from shotstream.training.draws import TorchDraws, shot_noise
 from shotstream.training.parity_cases import parity_groups
 from shotstream.training.rollout import RolloutSettings, self_forcing_rollout, straight_through
 from shotstream.training.sampling import sample_teacher
@@ -391,3 +391,46 @@ def test_the_subset_is_cut_without_recomputing_anything(tmp_path: Path, monkeypa
     again, subset = (torch.load(path, weights_only=True) for path in (tmp_path / "again.pt", SUBSET))
     assert again.keys() == subset.keys()
     assert torch.equal(again["student_A"]["output"], subset["student_A"]["output"])
+
+
+# ------------------------------------------------------------------------------------ noise in common, motion
+SHOT = (2, 6, 8, 16, 16)
+
+
+def alike(a: Tensor, b: Tensor) -> float:
+    """Correlation; 4096 numbers put two independent draws below 0.06."""
+    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
+
+
+def seeded(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_noise_without_a_share_is_what_it_always_was() -> None:
+    expected = torch.randn(SHOT, generator=seeded())
+    assert torch.equal(shot_noise(SHOT, 0.0, seeded()), expected)
+    assert torch.equal(TorchDraws(seeded()).shot_noise(SHOT), expected)
+
+
+def test_frames_of_a_shot_share_noise_but_samples_do_not() -> None:
+    for noise in (shot_noise(SHOT, 0.4, seeded()), TorchDraws(seeded(), noise_share=0.4).target_noise(SHOT)):
+        assert abs(float(noise.std()) - 1) < 0.03
+        assert abs(alike(noise[:, 0], noise[:, 5]) - 0.4) < 0.06
+        assert abs(alike(noise[0], noise[1])) < 0.03
+
+
+def test_a_roll_out_keeps_its_shared_noise_and_scores_draw_another() -> None:
+    draws = TorchDraws(seeded(), noise_share=0.4)
+    start = draws.shot_noise(SHOT)
+    assert abs(alike(start[:, 0], draws.renoise((2, 3, 8, 16, 16), 1, 0)[:, 2]) - 0.4) < 0.06
+    assert abs(alike(start, draws.target_noise(SHOT))) < 0.03
+    assert abs(alike(start[:, :3], draws.clean_noise((2, 3, 8, 16, 16), 0))) < 0.03
+    assert abs(alike(start[:, 0], draws.renoise((2, 3, 8, 16, 16), 0, 1)[:, 0]) - 0.4) < 0.06
+
+
+def test_motion_loss_sees_change_only() -> None:
+    x0, noise, weight = latents(1, 2, FRAMES), latents(2, 2, FRAMES), torch.tensor([1.0, 3.0])
+    still = noise - x0 + latents(3, 2, 1)
+    assert losses.motion_loss(still, x0, noise, weight).item() == pytest.approx(0, abs=1e-10)
+    steps = torch.arange(FRAMES)[None, :, None, None, None]
+    assert losses.motion_loss(still + 2.0 * steps, x0, noise, weight).item() == pytest.approx(4 * 2.0, rel=1e-5)

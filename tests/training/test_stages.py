@@ -20,7 +20,7 @@ from shotstream.training.recipe import Recipe, build, explain, load_recipe
 from shotstream.training.teacher_stage import Phase, TeacherRecipe, TeacherStage
 from shotstream.training.text_stage import TextRecipe
 from shotstream.training.trainer import LoopConfig, lr_factor, run_stage
-from shotstream.training.weights import save_weights
+from shotstream.training.weights import load_dit_weights, save_weights
 
 MODEL = DiTConfig(dim=32, heads=2, ffn_dim=64, layers=2, channels=32, text_len=48, text_dim=32, shift=3.0)
 TEXT = TinyTextConfig(dim=32, heads=2, layers=1, buckets=64)
@@ -94,6 +94,19 @@ def test_all_stages_run_in_order_and_leave_weights_that_the_runtime_plays(run: P
         assert list((run / stage).glob("sheet_*.png")), stage
         assert (run / stage / "log.jsonl").read_text().count("\n") >= 1
         assert (run / stage / "curves.png").stat().st_size > 1000
+
+
+def test_shared_noise_and_the_motion_loss_reach_what_is_exported(run: Path, tmp_path: Path) -> None:
+    for part in ("vae", "text", "latents", "images", "held_out"):
+        (tmp_path / part).symlink_to(run / part)
+    recipe = replace(RECIPE, noise_share=0.5, context_noise=300.0, teacher=replace(TEACHER, motion_weight=0.5))
+    pipeline = Pipeline(recipe, tmp_path)
+    for stage in ("teacher", "ode", "intra", "export"):
+        assert pipeline.run(stage), stage
+    assert "motion_6+3" in (tmp_path / "teacher" / "log.jsonl").read_text()
+    assert load_dit_weights(tmp_path / "teacher" / "dit.safetensors", "teacher").config.noise_share == 0.5
+    exported = load_dit_weights(tmp_path / "weights" / "dit.safetensors", "export").config
+    assert (exported.noise_share, exported.context_noise) == (0.5, 300.0)
 
 
 def test_a_figure_that_is_not_finite_ends_the_stage_and_keeps_the_checkpoint(run: Path, tmp_path: Path) -> None:
