@@ -5,7 +5,7 @@
 VENV   ?= .venv
 OUT    ?= out
 BIN    := $(VENV)/bin
-ROOMS  := runtime training bridge kernels
+ROOMS  := runtime training bridge kernels export
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS)
 PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
@@ -59,7 +59,7 @@ $(VENV)/.made-play: $(VENV)/.made-venv pyproject.toml constraints.txt
 
 $(VENV)/.made-dev: $(VENV)/.made-play
 	@echo "Installing what the tests need into $(VENV) (once) ..."
-	@$(PIP) -e '.[dev,wan,train]'
+	@$(PIP) -e '.[dev,wan,train,export,rtx]'
 	@touch $@
 
 clean: ## remove the environment, build folders and outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from shotstream.runtime.graph.ops import FP8_MAX
-from shotstream.runtime.graph.passes import FusedTransformer, PassInput, Span
+from shotstream.runtime.graph.passes import PassInput, PassRunner, Span
 from shotstream.runtime.graph.state import GraphState, HeadScales, Place
 from shotstream.runtime.model.rope import rope_table
 
@@ -17,13 +17,13 @@ _TIMESTEPS = (0.0, 500.0, 1000.0)
 
 @torch.inference_mode()
 def head_scales(
-    fused: FusedTransformer, latent_shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype
+    passes: PassRunner, latent_shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype
 ) -> HeadScales:
     """The largest key and value of each layer and head at a few noise levels, with a margin, over 448.
 
     Latents are drawn from a fixed seed on the host: the same model gets the same scales on every machine.
     """
-    config = fused.config
+    config = passes.config
     state = GraphState.empty(config, latent_shape, device, dtype, None)
     place, frames = Place(device), config.chunk_frames
     place.put(state.cache.chunk(0), config.context_frames)
@@ -33,11 +33,11 @@ def head_scales(
     positions = config.context_frames + torch.arange(frames, device=device)[None]
     table = rope_table(positions, torch.ones_like(positions), height, width, config.head_dim, config.jump)
     nothing = torch.zeros((1, config.text_len, config.text_dim), device=device, dtype=dtype)
-    text_kv = fused.model.embed_captions(nothing)
+    text_kv = passes.embed_captions(nothing)
     k_amax = [torch.zeros(config.heads, device=device) for _ in range(config.layers)]
     v_amax = [torch.zeros(config.heads, device=device) for _ in range(config.layers)]
     for t in _TIMESTEPS:
-        fused(
+        passes(
             PassInput(
                 z_BFCHW=z,
                 t_BF=torch.full((1, frames), t, device=device),

@@ -18,7 +18,7 @@ from shotstream.runtime.engine import ShotContext, stack_captions
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.graph.calibrate import head_scales
 from shotstream.runtime.graph.ops import DeviceNoise, TorchOps
-from shotstream.runtime.graph.passes import FusedTransformer, PassInput, Span
+from shotstream.runtime.graph.passes import FusedTransformer, PassInput, PassRunner, Span
 from shotstream.runtime.graph.state import GraphState, HeadScales, Place
 from shotstream.runtime.model.attention import reads_device_length, sdpa
 from shotstream.runtime.model.rope import rope_table
@@ -55,8 +55,13 @@ class GraphOptions:
 class GraphEngine:
     """Executes shots as `runtime.engine.Engine` says, for one clip at a time."""
 
-    def __init__(self, request: EngineRequest) -> None:
-        parts, options = request.parts, GraphOptions.of(request.options)
+    def __init__(
+        self, request: EngineRequest, options: GraphOptions | None = None, passes: PassRunner | None = None
+    ) -> None:
+        """options: instead of those of the request. passes: another way of running the transformer, for engines that
+        differ in nothing else.
+        """
+        parts, options = request.parts, options or GraphOptions.of(request.options)
         self.config = parts.config
         self.device, self.dtype = request.device, request.dtype
         self.options = options
@@ -64,17 +69,20 @@ class GraphEngine:
         self.ops = request.ops or TorchOps()
         self.attention = request.attention or sdpa
         self.model: Any = parts.transformer
-        layers, ends = self.config.layers, options.exact_blocks
-        linears = options.fp8 in ("linears", "all")
-        eight_bit = [linears and ends <= layer < layers - ends for layer in range(layers)]
-        self.fused = FusedTransformer(self.model, self.ops, self.attention, parts.latent_shape[1:], eight_bit)
+        self.passes: PassRunner = passes or self._fused(options)
         self.schedule = NoiseSchedule(self.config.shift, self.device)
         self.steps = self.schedule.warp(self.config.nominal_steps)
         self.sigmas = self.schedule.sigma_of(self.steps)
         self._scales: HeadScales | None = None
         if options.fp8 in ("cache", "all"):
-            self._scales = head_scales(self.fused, self.latent_shape, self.device, self.dtype)
+            self._scales = head_scales(self.passes, self.latent_shape, self.device, self.dtype)
         self._any_length = reads_device_length(self.attention, self._scales is not None)
+
+    def _fused(self, options: GraphOptions) -> FusedTransformer:
+        layers, ends = self.config.layers, options.exact_blocks
+        linears = options.fp8 in ("linears", "all")
+        eight_bit = [linears and ends <= layer < layers - ends for layer in range(layers)]
+        return FusedTransformer(self.model, self.ops, self.attention, self.latent_shape[1:], eight_bit)
 
     # -------------------------------------------------------------------------------- as every engine
     def new_state(self) -> GraphState:
@@ -85,7 +93,7 @@ class GraphEngine:
 
     def embed_caption(self, text_1LE: Tensor) -> TextKV:
         """Text keys and values of one caption, per layer."""
-        return self.model.embed_captions(text_1LE.to(self.device, self.dtype))
+        return self.passes.embed_captions(text_1LE.to(self.device, self.dtype))
 
     def begin_shot(self, state: GraphState, context: ShotContext, caption: TextKV) -> None:
         """Context pass: each context frame reads its own shot's caption, and the frames see one another only."""
@@ -95,7 +103,7 @@ class GraphEngine:
         state.before.put(state.cache.context(), 0)
         table = self._context_table(context.flags)
         several = len(context.captions) > 1
-        self.fused(
+        self.passes(
             PassInput(
                 z_BFCHW=context.latents_FCHW[None].to(self.device, self.dtype),
                 t_BF=torch.zeros(1, frames, device=self.device),
@@ -195,7 +203,7 @@ class GraphEngine:
         """First step of this chunk and clean pass of the one before, which leaves only its keys and values."""
         chunk = self.config.chunk_frames
         t = self._at(self.steps, state).expand(1, chunk)
-        flow = self.fused(
+        flow = self.passes(
             PassInput(
                 z_BFCHW=torch.cat([state.clean, state.noise], dim=1),
                 t_BF=torch.cat([torch.full_like(t, self.config.context_noise), t], dim=1),
@@ -211,7 +219,7 @@ class GraphEngine:
 
     def _clean_pass(self, state: GraphState) -> None:
         chunk = self.config.chunk_frames
-        self.fused(
+        self.passes(
             PassInput(
                 z_BFCHW=state.clean,
                 t_BF=torch.full((1, chunk), self.config.context_noise, device=self.device),
@@ -225,7 +233,7 @@ class GraphEngine:
 
     def _flow(self, state: GraphState, x_BFCHW: Tensor, t_1: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
         chunk = self.config.chunk_frames
-        flow = self.fused(
+        flow = self.passes(
             PassInput(
                 z_BFCHW=x_BFCHW,
                 t_BF=t_1.expand(1, chunk),

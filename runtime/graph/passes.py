@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -54,6 +54,22 @@ class PassInput:
     text_kv: TextKV
     caption_index_F: Tensor | None = None
     remembered: int = 0
+
+
+class PassRunner(Protocol):
+    """Runs the transformer over a pass's frames."""
+
+    config: DiTConfig
+
+    def __call__(self, given: PassInput) -> Tensor | None:
+        """Store the keys and values of all frames; return the flow ``[1, F', C, H, W]`` of those that are not only
+        remembered, or None if all are.
+        """
+        ...
+
+    def embed_captions(self, text_NLE: Tensor) -> TextKV:
+        """As the transformer's."""
+        ...
 
 
 class FusedTransformer:
@@ -105,23 +121,17 @@ class FusedTransformer:
         assert isinstance(h, Tensor)
         return self._flow(h)
 
+    def embed_captions(self, text_NLE: Tensor) -> TextKV:
+        """Text keys and values per layer."""
+        return self.model.embed_captions(text_NLE)
+
     # -------------------------------------------------------------------------------- parts of a block
     def _self_attention(self, h: Tensor | Fp8Rows, layer: int, given: PassInput) -> Tensor:
         block, writer = self.blocks[layer], given.writers[layer]
         norms = (block.norm_q_D, block.norm_k_D)
         q_BLHK = self.ops.prologue(block.qkv(h), norms, given.table, writer, self.config.eps)
-        parts, begin = [], 0
-        for span in given.spans:
-            end = begin + span.frames * self.tokens_per_frame
-            prefix = Prefix(
-                writer.k_BSHK, writer.v_BSHK, span.length_1, span.filled, writer.k_scale_H, writer.v_scale_H
-            )
-            if not (layer + 1 == len(self.blocks) and end <= given.remembered * self.tokens_per_frame):
-                parts.append(attend(self.attention, q_BLHK[:, begin:end], prefix))
-            else:
-                parts.append(q_BLHK[:, begin:end])  # never read: the frames end here
-            begin = end
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).flatten(2)
+        unread = given.remembered if layer + 1 == len(self.blocks) else 0
+        return attend_spans(self.attention, q_BLHK, writer, given.spans, self.tokens_per_frame, unread)
 
     def _remember(self, h: Tensor | Fp8Rows, layer: int, given: PassInput) -> None:
         block = self.blocks[layer]
@@ -186,6 +196,25 @@ class FusedTransformer:
         height, width = (size // patch for size, patch in zip(self.latent_size, self.config.patch[1:], strict=True))
         y_BLP = self.model.head.head(h_BLD)
         return self.model.unpatchify(y_BLP.unflatten(1, (-1, self.tokens_per_frame)), height, width)
+
+
+def attend_spans(
+    attention: Attention, q_BLHK: Tensor, writer: CacheWriter, spans: Sequence[Span], tokens_per_frame: int, unread: int
+) -> Tensor:
+    """Self-attention of a pass, ``[1, L, D]``: every span over its own keys.
+
+    unread: nobody reads the result of that many of the first frames; spans of such frames hold anything.
+    """
+    parts, begin = [], 0
+    for span in spans:
+        end = begin + span.frames * tokens_per_frame
+        part = q_BLHK[:, begin:end]
+        if end > unread * tokens_per_frame:
+            k, v = writer.k_BSHK, writer.v_BSHK
+            part = attend(attention, part, Prefix(k, v, span.length_1, span.filled, writer.k_scale_H, writer.v_scale_H))
+        parts.append(part)
+        begin = end
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).flatten(2)
 
 
 def _later(index_F: Tensor | None, frames: int) -> Tensor | None:

@@ -1,0 +1,29 @@
+"""The plugin of the export room: its engines. Foreign runtimes are imported when somebody asks for one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shotstream.runtime.engine import Engine
+    from shotstream.runtime.plugins import EngineRequest, Registry
+
+
+class ExportPlugin:
+    """Offers the engine ``torch-segments``."""
+
+    name = "export"
+
+    def build(self, registry: Registry) -> None:
+        """Register them."""
+        registry.register("engine", "torch-segments", _torch_segments)
+
+
+def _torch_segments(request: EngineRequest) -> Engine:
+    from shotstream.export.engine import torch_segments
+
+    return torch_segments(request)
+
+
+plugin = ExportPlugin()
+"""Entry point ``shotstream.plugins``."""
