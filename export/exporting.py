@@ -1,0 +1,122 @@
+"""Exporting many graphs into one folder: resumable, one source per folder, one process at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+import torch
+from filelock import FileLock
+
+from shotstream.export.artifact import MANIFEST, Manifest, Source, check_files, read_manifest, write_manifest
+from shotstream.export.graphs import OPSET, GraphSpec, write_graph
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.plugins import ModelParts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_PACKAGES = ("torch", "onnx", "onnxscript", "shotstream")
+
+
+class Tell(Protocol):
+    """Hears of an export's progress."""
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        """`name` is about to be made, `done` of `total` graphs are there."""
+        ...
+
+
+def source_of(parts: ModelParts, precision: str, opset: int = OPSET) -> Source:
+    """What graphs of a model are made of. UserError for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise UserError(f"there is no precision '{precision}'; there is {', '.join(PRECISIONS)}")
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "missing"
+    config = asdict(parts.config)
+    return Source(parts.name, parts.weights_hash, config, parts.latent_shape, precision, opset, versions)
+
+
+def export_graphs(
+    folder: Path, source: Source, specs: Mapping[str, Callable[[], GraphSpec]], tell: Tell | None = None
+) -> Manifest:
+    """Make the graphs that are not there yet, ``folder/NAME.onnx`` each, and return the manifest of all.
+
+    specs: by graph name, each made only when its turn comes; a "/" in a name is a folder. Raises UserError when the
+    folder holds graphs of something else, or cannot be written.
+    """
+    with locked(folder):
+        manifest = _begin(folder, source)
+        missing = [name for name in specs if not _intact(folder, manifest, name)]
+        for name in missing:
+            if tell is not None:
+                tell(name, len(specs) - len(missing) + missing.index(name), len(specs))
+            graph = write_graph(specs[name](), folder, f"{name}.onnx", source.opset)
+            manifest = manifest.with_graph(name, graph)
+            write_manifest(folder, manifest)
+        return manifest
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against other processes; they wait."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            yield
+    except PermissionError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}; choose another folder") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{folder} is a file; choose another folder") from error
+
+
+def _begin(folder: Path, source: Source) -> Manifest:
+    if not (folder / MANIFEST).exists():
+        return Manifest(source)
+    manifest = read_manifest(folder)
+    if different := _differences(manifest.source, source):
+        raise UserError(
+            f"{folder} holds graphs that differ in {', '.join(different)}; choose another folder, or delete this one"
+        )
+    if manifest.source.versions != source.versions:
+        log.warning("%s was begun with other versions of packages; the graphs that are there are kept", folder)
+        manifest = replace(manifest, source=source)
+    return manifest
+
+
+def _differences(there: Source, wanted: Source) -> list[str]:
+    a, b = plain(there), plain(wanted)
+    return [
+        field.name.replace("_", " ")
+        for field in fields(Source)
+        if field.name != "versions" and a[field.name] != b[field.name]
+    ]
+
+
+def plain(source: Source) -> dict[str, Any]:
+    """As json has it, so that a source that was read equals one that was made."""
+    return msgspec.to_builtins(source)
+
+
+def _intact(folder: Path, manifest: Manifest, name: str) -> bool:
+    if name not in manifest.graphs:
+        return False
+    try:
+        check_files(folder, manifest, [name])
+    except UserError as error:
+        log.warning("%s", error)
+        return False
+    return True
