@@ -108,7 +108,7 @@ def _differences(there: Source, wanted: Source) -> list[str]:
 
 def plain(source: Source) -> dict[str, Any]:
     """As json has it, so that a source that was read equals one that was made."""
-    return msgspec.to_builtins(source)
+    return msgspec.json.decode(msgspec.json.encode(source))
 
 
 def _intact(folder: Path, manifest: Manifest, name: str) -> bool:

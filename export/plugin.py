@@ -1,28 +1,37 @@
-"""The plugin of the export room: its engines. Foreign runtimes are imported when somebody asks for one."""
+"""The plugin of the export room: its engines and commands. Foreign runtimes are imported when somebody asks for one."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import typer
+
     from shotstream.runtime.engine import Engine
     from shotstream.runtime.plugins import EngineRequest, Registry
 
 
 class ExportPlugin:
-    """Offers the engine ``torch-segments``."""
+    """Offers the engine ``torch-segments`` and the commands under ``export``."""
 
     name = "export"
 
     def build(self, registry: Registry) -> None:
         """Register them."""
         registry.register("engine", "torch-segments", _torch_segments)
+        registry.register("command", "export", _mount)
 
 
 def _torch_segments(request: EngineRequest) -> Engine:
     from shotstream.export.engine import torch_segments
 
     return torch_segments(request)
+
+
+def _mount(app: typer.Typer) -> None:
+    from shotstream.export.cli import mount
+
+    mount(app)
 
 
 plugin = ExportPlugin()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shotstream.export.graphs import GraphSpec
 from shotstream.export.segments import HEAD, TEXT, cut, signatures
@@ -25,20 +24,23 @@ def segment_specs(
     model: Any, latent_shape: tuple[int, int, int], dtype: torch.dtype = torch.float32
 ) -> dict[str, GraphSpec]:
     """Every segment by name. The model's parameters must have the dtype already."""
-    config: DiTConfig = model.config
-    specs = {}
-    named = signatures(config)
-    for name, module in cut(model, latent_shape).items():
-        inputs = example_inputs(config, latent_shape, name, dtype)
-        dynamic: dict[str, Mapping[int, str]] = {}
-        ranges = {}
-        if name != TEXT:
-            dynamic = {port: {0: CAPTIONS if port.startswith("ctx_") else FRAMES} for port in inputs}
-            ranges[FRAMES] = (1, most_frames(config))
-            if name != HEAD:
-                ranges[CAPTIONS] = (1, config.context_frames)
-        specs[name] = GraphSpec(module, inputs, named[name].outputs, dynamic, ranges)
-    return specs
+    modules = cut(model, latent_shape)
+    return {name: segment_spec(name, module, model.config, latent_shape, dtype) for name, module in modules.items()}
+
+
+def segment_spec(
+    name: str, module: nn.Module, config: DiTConfig, latent_shape: tuple[int, int, int], dtype: torch.dtype
+) -> GraphSpec:
+    """One of the modules of `segments.cut`."""
+    inputs = example_inputs(config, latent_shape, name, dtype)
+    outputs = signatures(config)[name].outputs
+    if name == TEXT:
+        return GraphSpec(module, inputs, outputs, {}, {})
+    dynamic = {port: {0: CAPTIONS if port.startswith("ctx_") else FRAMES} for port in inputs}
+    ranges = {FRAMES: (1, most_frames(config))}
+    if name != HEAD:
+        ranges[CAPTIONS] = (1, config.context_frames)
+    return GraphSpec(module, inputs, outputs, dynamic, ranges)
 
 
 def example_inputs(

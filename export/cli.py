@@ -1,0 +1,108 @@
+"""The commands `export onnx`, `export engines` and `export verify`. The work is done elsewhere in this room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+    from shotstream.runtime.plugins import ModelParts
+
+Model = Annotated[str, typer.Option("--model", help="A preset (tiny, wan-1.3b), or a .safetensors file of ours.")]
+Weights = Annotated[str, typer.Option("--weights", help="Of a preset: default, random, or a folder.")]
+
+
+def mount(app: typer.Typer) -> None:
+    """Add `export` with its commands."""
+    commands = typer.Typer(help="The model as ONNX graphs and as engines.", no_args_is_help=True, rich_markup_mode=None)
+    commands.command("onnx")(onnx)
+    app.add_typer(commands, name="export")
+
+
+def onnx(
+    out: Annotated[Path, typer.Option("--out", help="Folder for manifest.json and the graphs.")],
+    model: Model = "tiny",
+    weights: Weights = "default",
+    precision: Annotated[str, typer.Option("--precision", help="float32, float16 or bfloat16.")] = "float32",
+    only: Annotated[
+        str | None, typer.Option("--only", help="Some of: segments,step,decoder,text; default: all that there are.")
+    ] = None,
+    opset: Annotated[int, typer.Option("--opset", min=20, max=25, help="20 is what TensorRT before 10.14 reads.")] = 20,
+    decoder: Annotated[str | None, typer.Option("--decoder", help="Instead of the model's own.")] = None,
+    latent_size: Annotated[
+        str | None, typer.Option("--latent-size", metavar="HxW", help="Of a file's model, in latents.")
+    ] = None,
+) -> None:
+    """Write the model as ONNX graphs; interrupted, the same command goes on where it was."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from shotstream.export.contents import chosen_contents, graph_specs
+    from shotstream.export.exporting import PRECISIONS, export_graphs, source_of
+    from shotstream.runtime.errors import UserError
+
+    wanted = chosen_contents(only)
+    if precision not in PRECISIONS:
+        raise UserError(f"there is no precision '{precision}'; there is {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+    console = Console(stderr=True)
+    with console.status(f"loading {model} ..."):
+        parts = load_parts(model, weights, dtype, decoder, latent_size)
+    specs = graph_specs(parts, dtype, wanted)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("checking what is there", total=len(specs))
+
+        def tell(name: str, done: int, total: int) -> None:
+            progress.update(task, description=name, completed=done)
+            if not console.is_terminal:
+                console.print(f"{done + 1}/{total} {name}", highlight=False)
+
+        manifest = export_graphs(out, source_of(parts, precision, opset), specs, tell)
+        progress.update(task, description="done", completed=len(specs))
+    size = sum((out / file).stat().st_size for graph in manifest.graphs.values() for file in graph.sha256)
+    console.print(f"{len(manifest.graphs)} graphs, {size / 1e6:.1f} MB, {precision}, opset {opset}", highlight=False)
+    typer.echo(str(out))
+
+
+def load_parts(
+    model: str, weights: str, dtype: torch.dtype, decoder: str | None = None, latent_size: str | None = None
+) -> ModelParts:
+    """A preset's parts on the CPU, or a file's transformer; UserError if neither is there."""
+    import torch
+
+    from shotstream.export.contents import parts_of_file
+    from shotstream.runtime.errors import UserError
+    from shotstream.runtime.plugins import ModelRequest
+    from shotstream.runtime.runtime import assemble_registry
+
+    registry = assemble_registry()
+    names = registry.names("model")
+    if model in names:
+        if latent_size is not None:
+            raise UserError("--latent-size is for models given as a file; a preset has its own")
+        request = ModelRequest(torch.device("cpu"), dtype, weights=weights, decoder=decoder)
+        parts: ModelParts = registry.factory("model", model)(request)
+        return parts
+    path = Path(model)
+    if path.suffix != ".safetensors":
+        raise UserError(f"there is no model '{model}'; there is {', '.join(names)}, or give a .safetensors file")
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    return parts_of_file(path, dtype, None if latent_size is None else _size(latent_size))
+
+
+def _size(text: str) -> tuple[int, int]:
+    from shotstream.runtime.errors import UserError
+
+    try:
+        height, width = (int(part) for part in text.lower().split("x"))
+        if height < 1 or width < 1:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--latent-size is HEIGHTxWIDTH, such as 60x104, not {text!r}") from None
+    return height, width

@@ -1,0 +1,66 @@
+"""Which graphs an export of a model consists of, and how each is specified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from shotstream.export.graphs import GraphSpec
+from shotstream.export.segment_graphs import segment_spec
+from shotstream.export.segments import cut
+from shotstream.runtime.config import TINY, WAN_1_3B, DiTConfig
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.plugins import ModelParts
+from shotstream.runtime.presets import TINY_LATENT, hash_weights, load_transformer
+from shotstream.runtime.wan import WanSizes
+
+SEGMENTS, STEP, DECODER, TEXT = CONTENTS = ("segments", "step", "decoder", "text")
+"""Kinds of graphs; a graph's name is its kind, a slash and its own name."""
+
+Specs = dict[str, Callable[[], GraphSpec]]
+
+
+def graph_specs(parts: ModelParts, dtype: torch.dtype, wanted: Sequence[str] = CONTENTS) -> Specs:
+    """Specifications by graph name, of the kinds wanted that the model has."""
+    specs: Specs = {}
+    if SEGMENTS in wanted:
+        for name, module in cut(parts.transformer, parts.latent_shape).items():
+            specs[f"{SEGMENTS}/{name}"] = partial(segment_spec, name, module, parts.config, parts.latent_shape, dtype)
+    return specs
+
+
+def chosen_contents(given: str | None) -> tuple[str, ...]:
+    """Kinds named on the command line, separated by commas; all if none were. UserError for one that does not exist."""
+    if given is None:
+        return CONTENTS
+    names = tuple(name.strip() for name in given.split(",") if name.strip())
+    for name in names or (given,):
+        if name not in CONTENTS:
+            raise UserError(f"an export has no {name!r}; it has {', '.join(CONTENTS)}")
+    return names
+
+
+def parts_of_file(path: Path, dtype: torch.dtype, latent_size: tuple[int, int] | None) -> ModelParts:
+    """A transformer from one of our safetensors files, without decoder and text encoder.
+
+    latent_size: height and width; None: that of the preset with the same configuration, or UserError.
+    """
+    transformer = load_transformer(path).to(dtype).requires_grad_(False).eval()
+    config = transformer.config
+    size = latent_size or _known_size(config)
+    if size is None:
+        raise UserError(f"{path} does not say how large its latents are; give --latent-size HEIGHTxWIDTH")
+    config.tokens_per_frame(*size)
+    nothing = cast(Any, None)
+    hashed = hash_weights({"dit": transformer})
+    return ModelParts(path.stem, config, transformer, nothing, nothing, hashed, (config.channels, *size), (0, 0))
+
+
+def _known_size(config: DiTConfig) -> tuple[int, int] | None:
+    sizes = {TINY: TINY_LATENT, WAN_1_3B: WanSizes().latent_size}
+    shape = (config.dim, config.layers, config.channels)
+    return next((size for known, size in sizes.items() if (known.dim, known.layers, known.channels) == shape), None)
