@@ -20,6 +20,7 @@ def mount(app: typer.Typer) -> None:
     """Add `export` with its commands."""
     commands = typer.Typer(help="The model as ONNX graphs and as engines.", no_args_is_help=True, rich_markup_mode=None)
     commands.command("onnx")(onnx)
+    commands.command("verify")(verify)
     app.add_typer(commands, name="export")
 
 
@@ -67,6 +68,49 @@ def onnx(
     size = sum((out / file).stat().st_size for graph in manifest.graphs.values() for file in graph.sha256)
     console.print(f"{len(manifest.graphs)} graphs, {size / 1e6:.1f} MB, {precision}, opset {opset}", highlight=False)
     typer.echo(str(out))
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where `shotstream export onnx` wrote.")],
+    model: Annotated[str | None, typer.Option("--model", help="The file that was exported, if it was one.")] = None,
+    weights: Weights = "default",
+    latent_size: Annotated[str | None, typer.Option("--latent-size", metavar="HxW", help="As given to export.")] = None,
+    shot: Annotated[
+        bool | None, typer.Option("--shot/--no-shot", help="Also a shot by the engine onnx; default: for tiny only.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As json on standard output instead of a table.")] = False,
+) -> None:
+    """Compare every graph, and a shot through them, with the model in torch; the exit code is 1 beyond tolerance."""
+    import torch
+    from rich.console import Console
+
+    from shotstream.export.artifact import read_manifest
+    from shotstream.export.exporting import PRECISIONS
+    from shotstream.export.segments import signatures
+    from shotstream.export.verify import check_graphs, check_shot
+    from shotstream.runtime.parity import ParityReport, Row
+    from shotstream.runtime.plugins import EngineRequest
+    from shotstream.runtime.runtime import assemble_registry
+
+    manifest = read_manifest(folder)
+    source = manifest.source
+    console, rows = Console(stderr=True), list[Row]()
+    with console.status("loading ...") as status:
+        parts = load_parts(model or source.model, weights, PRECISIONS[source.precision], None, latent_size)
+        rows += check_graphs(folder, manifest, parts, lambda name: status.update(f"{name} ..."))
+        wanted = source.model == "tiny" if shot is None else shot
+        if wanted and source.precision == "float32" and set(signatures(parts.config)) <= set(manifest.graphs):
+            status.update("a shot ...")
+            options = {"folder": str(folder)}
+            request = EngineRequest(parts, torch.device("cpu"), torch.float32, options=options)
+            rows.append(check_shot(parts, assemble_registry().factory("engine", "onnx")(request)))
+    report = ParityReport(str(folder), tuple(rows))
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        report.render(Console())
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
 
 
 def load_parts(

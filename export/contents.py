@@ -19,7 +19,7 @@ from shotstream.runtime.presets import TINY_LATENT, hash_weights, load_transform
 from shotstream.runtime.wan import WanSizes
 
 SEGMENTS, STEP, DECODER, TEXT = CONTENTS = ("segments", "step", "decoder", "text")
-"""Kinds of graphs; a graph's name is its kind, a slash and its own name."""
+"""Kinds of graphs. Segments bear the names of `segments.signatures`, others begin with their kind."""
 
 Specs = dict[str, Callable[[], GraphSpec]]
 
@@ -29,7 +29,7 @@ def graph_specs(parts: ModelParts, dtype: torch.dtype, wanted: Sequence[str] = C
     specs: Specs = {}
     if SEGMENTS in wanted:
         for name, module in cut(parts.transformer, parts.latent_shape).items():
-            specs[f"{SEGMENTS}/{name}"] = partial(segment_spec, name, module, parts.config, parts.latent_shape, dtype)
+            specs[name] = partial(segment_spec, name, module, parts.config, parts.latent_shape, dtype)
     return specs
 
 

@@ -55,7 +55,7 @@ def export_graphs(
 ) -> Manifest:
     """Make the graphs that are not there yet, ``folder/NAME.onnx`` each, and return the manifest of all.
 
-    specs: by graph name, each made only when its turn comes; a "/" in a name is a folder. Raises UserError when the
+    specs: by graph name, each made only when its turn comes. Raises UserError when the
     folder holds graphs of something else, or cannot be written.
     """
     with locked(folder):
