@@ -26,14 +26,14 @@ def flow_matching_loss(flow_BFCHW: Tensor, x0_BFCHW: Tensor, noise_BFCHW: Tensor
     return (error_BFCHW.square().mean(dim=(1, 2, 3, 4)) * weight_B).mean()
 
 
-def motion_loss(flow_BFCHW: Tensor, x0_BFCHW: Tensor, noise_BFCHW: Tensor, weight_B: Tensor) -> Tensor:
-    """The flow's squared error in what changes from one latent frame to the next, averaged like the flow loss.
+def motion_loss(flow_BFCHW: Tensor, x0_BFCHW: Tensor, noise_BFCHW: Tensor, sigma_B: Tensor) -> Tensor:
+    """Squared error of the x0 prediction in how its frames differ from their mean, averaged over frames and samples.
 
-    Added to the flow loss it moves no optimum (the mean of the posterior minimises every squared error), but motion,
-    a small part of the whole error, is learnt earlier. Needs at least two frames.
+    Added to the flow loss it moves no optimum (the mean of the posterior minimises every squared error), but it counts
+    motion, a small part of the whole error, and high noise, where a caption alone can tell it.
     """
-    error_BFCHW = flow_BFCHW.float() - (noise_BFCHW - x0_BFCHW).float()
-    return (error_BFCHW.diff(dim=1).square().mean(dim=(1, 2, 3, 4)) * weight_B).mean()
+    error_BFCHW = sigma_B[:, None, None, None, None] * (flow_BFCHW.float() - (noise_BFCHW - x0_BFCHW).float())
+    return (error_BFCHW - error_BFCHW.mean(1, keepdim=True)).square().mean()
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ class TeacherStage:
         flow = target_flow(self.model, self.schedule.add_noise(target, noise, t_B), t_B, conditioning)
         found = {"flow": losses.flow_matching_loss(flow, target, noise, weight)}
         if self.recipe.motion_weight and target.shape[1] > 1:
-            found["motion"] = losses.motion_loss(flow, target, noise, weight)
+            found["motion"] = losses.motion_loss(flow, target, noise, t_B / 1000)
         if self._middle is not None:
             found["parts"] = self.parts(self._middle[:, conditioning.context_frames :], batch.parts.to(self.device))
             self._middle = None

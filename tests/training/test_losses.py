@@ -429,8 +429,9 @@ def test_a_roll_out_keeps_its_shared_noise_and_scores_draw_another() -> None:
 
 
 def test_motion_loss_sees_change_only() -> None:
-    x0, noise, weight = latents(1, 2, FRAMES), latents(2, 2, FRAMES), torch.tensor([1.0, 3.0])
+    x0, noise, sigma = latents(1, 2, FRAMES), latents(2, 2, FRAMES), torch.tensor([0.5, 1.0])
     still = noise - x0 + latents(3, 2, 1)
-    assert losses.motion_loss(still, x0, noise, weight).item() == pytest.approx(0, abs=1e-10)
-    steps = torch.arange(FRAMES)[None, :, None, None, None]
-    assert losses.motion_loss(still + 2.0 * steps, x0, noise, weight).item() == pytest.approx(4 * 2.0, rel=1e-5)
+    assert losses.motion_loss(still, x0, noise, sigma).item() == pytest.approx(0, abs=1e-10)
+    sway = torch.tensor([1.0, -1.0]).repeat(FRAMES // 2)[None, :, None, None, None]
+    found = losses.motion_loss(still + 2.0 * sway, x0, noise, sigma)
+    assert found.item() == pytest.approx(4 * (0.25 + 1.0) / 2, rel=1e-5)
