@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ _INLINE_BYTES = 1 << 20
 class GraphSpec:
     """A module and how it is called. Example inputs must be distinct tensors.
 
-    dynamic: free dimensions by input name, then axis, by name; ranges: least and largest size of each name.
+    dynamic: free dimensions by input name, then axis, by name or as a multiple of a name such as "24*frames"; ranges:
+    least and largest size of each name. finish: called with the model (onnx_ir) before it is written.
     """
 
     module: nn.Module
@@ -40,6 +42,7 @@ class GraphSpec:
     dynamic: Mapping[str, Mapping[int, str]]
     ranges: Mapping[str, tuple[int, int]]
     translations: Mapping[Any, Any] | None = None
+    finish: Callable[[Any], None] | None = None
 
 
 def write_graph(spec: GraphSpec, folder: Path, file: str, opset: int = OPSET) -> Graph:
@@ -72,9 +75,9 @@ def write_graph(spec: GraphSpec, folder: Path, file: str, opset: int = OPSET) ->
 
 def _program(spec: GraphSpec, opset: int) -> Any:
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in spec.ranges.items()}
-    shapes = tuple(
-        {axis: dims[dim] for axis, dim in spec.dynamic.get(name, {}).items()} or None for name in spec.inputs
-    )
+    shapes = [
+        {axis: _dim(dims, dim) for axis, dim in spec.dynamic.get(name, {}).items()} or None for name in spec.inputs
+    ]
     program = torch.onnx.export(
         spec.module,
         tuple(spec.inputs.values()),
@@ -82,12 +85,28 @@ def _program(spec: GraphSpec, opset: int) -> Any:
         opset_version=opset,
         input_names=list(spec.inputs),
         output_names=list(spec.outputs),
-        dynamic_shapes=shapes if spec.dynamic else None,
+        dynamic_shapes=_as_called(spec.module, shapes) if spec.dynamic else None,
         custom_translation_table=None if spec.translations is None else dict(spec.translations),
         verbose=False,
     )
     assert program is not None
+    if spec.finish is not None:
+        spec.finish(program.model)
     return program
+
+
+def _dim(dims: Mapping[str, Any], text: str) -> Any:
+    times, _, name = text.rpartition("*")
+    return int(times) * dims[name] if times else dims[name]
+
+
+def _as_called(module: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:
+    """The exporter counts what goes into ``*args`` as one argument."""
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(shapes)
+    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:first], tuple(shapes[first:]))
 
 
 def _weight_bytes(program: Any) -> int:

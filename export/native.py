@@ -1,0 +1,96 @@
+"""Passes of the whole-step graph: attention is the executing engine's own, keys and values are ours to keep.
+
+Each span of a pass is one call, so a joined pass is two. The graph is given what the span sees beside itself, a view of
+the caches unless the span overwrites slots in the middle of the ring, and its new keys and values are then stored.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from shotstream.export.segments import TEXT, SegmentRunner
+from shotstream.export.step import STEP
+from shotstream.runtime.config import DiTConfig
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.graph.engine import GraphEngine, GraphOptions
+from shotstream.runtime.graph.ops import CacheWriter
+from shotstream.runtime.graph.passes import PassInput
+from shotstream.runtime.model.transformer import TextKV, sinusoid
+from shotstream.runtime.plugins import EngineRequest
+
+
+def native_engine(request: EngineRequest, runner: SegmentRunner) -> GraphEngine:
+    """An engine whose runner executes the graphs `step` and `text_ctx`. Nothing of it is captured: the numbers of
+    cached tokens are the host's.
+    """
+    parts = request.parts
+    passes = NativeStep(parts.config, runner, parts.latent_shape[1:])
+    return GraphEngine(request, GraphOptions(fp8="none", capture=False), passes)
+
+
+class NativeStep:
+    """Runs passes as `runtime.graph.passes.PassRunner` says."""
+
+    def __init__(self, config: DiTConfig, runner: SegmentRunner, latent_size: tuple[int, int]) -> None:
+        self.config = config
+        self.runner = runner
+        self.tokens_per_frame = config.tokens_per_frame(*latent_size)
+
+    def embed_captions(self, text_NLE: Tensor) -> TextKV:
+        """Text keys and values per layer."""
+        made = [part.clone() for part in self.runner(TEXT, (text_NLE,))]
+        return list(zip(made[0::2], made[1::2], strict=True))
+
+    def __call__(self, given: PassInput) -> Tensor | None:
+        """The flow ``[1, F', C, H, W]`` of the frames that are not only remembered; None if all are.
+
+        Raises UserError for eight-bit caches.
+        """
+        if given.writers[0].k_scale_H is not None:
+            raise UserError("the whole-step graph reads keys and values in the model's dtype; choose fp8 none")
+        flows, begin = [], 0
+        for span in given.spans:
+            end = begin + span.frames
+            flow_FCHW = self._call(given, begin, end, span.filled)
+            flows.append(flow_FCHW[max(given.remembered - begin, 0) :].clone())
+            begin = end
+        return None if given.remembered == begin else torch.cat(flows)[None]
+
+    def _call(self, given: PassInput, begin: int, end: int, visible: int) -> Tensor:
+        """Flow of frames `begin` to `end`, which see the first `visible` slots, their own among them."""
+        tokens = self.tokens_per_frame
+        slots = _slots(given.writers[0], begin * tokens, end * tokens)
+        caption_F = given.caption_index_F
+        if caption_F is None:
+            caption_F = torch.zeros(given.z_BFCHW.shape[1], dtype=torch.int64, device=given.z_BFCHW.device)
+        time_FW = sinusoid(given.t_BF[0, begin:end], self.config.freq_dim).float()
+        table = [part[0, begin * tokens : end * tokens, 0] for part in given.table]
+        layers = [
+            part
+            for text_kv, writer in zip(given.text_kv, given.writers, strict=True)
+            for part in (*text_kv, _others(writer.k_BSHK, slots, visible), _others(writer.v_BSHK, slots, visible))
+        ]
+        inputs = (given.z_BFCHW[0, begin:end], time_FW, *table, caption_F[begin:end], *layers)
+        flow_FCHW, *new = self.runner(STEP, inputs)
+        for layer, writer in enumerate(given.writers):
+            writer.k_BSHK[0, slots].copy_(new[2 * layer])
+            writer.v_BSHK[0, slots].copy_(new[2 * layer + 1])
+        return flow_FCHW
+
+
+def _slots(writer: CacheWriter, begin: int, end: int) -> slice:
+    """Where tokens `begin` to `end` of a pass are stored. The engine's chunks never lie across the ring's seam."""
+    capacity, first = writer.k_BSHK.shape[1], int(writer.start_1) + begin
+    if first >= capacity and writer.ring_begin is not None:
+        first = writer.ring_begin + (first - capacity) % (capacity - writer.ring_begin)
+    slots = slice(first, first + end - begin)
+    if slots.stop > capacity:
+        raise ValueError(f"tokens for slots {slots.start} to {slots.stop} do not fit a cache of {capacity}")
+    return slots
+
+
+def _others(buffer_BSHK: Tensor, slots: slice, visible: int) -> Tensor:
+    """The first `visible` slots without some of them, ``[S', heads, head_dim]``."""
+    before, behind = buffer_BSHK[0, : slots.start], buffer_BSHK[0, slots.stop : visible]
+    return torch.cat([before, behind]) if len(behind) else before

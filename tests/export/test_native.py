@@ -1,0 +1,93 @@
+"""The engine that runs whole steps in ONNX Runtime makes the film of the eager engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from films import film, latents_of
+from step_files import OrtRunner, exported_step, small_parts
+
+from shotstream.export.native import NativeStep, native_engine
+from shotstream.export.segments import TEXT
+from shotstream.export.step import STEP
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.graph.ops import CacheWriter
+from shotstream.runtime.graph.passes import PassInput, Span
+from shotstream.runtime.plugins import EngineRequest, Registry
+from shotstream.runtime.runtime import Runtime
+
+MakeRuntime = Callable[..., Runtime]
+
+
+class _Plugin:
+    """The engine `native` on ONNX Runtime."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        self.runner = OrtRunner(exported_step())
+
+    def build(self, registry: Registry) -> None:
+        registry.register("engine", "native", self._make)
+
+    def _make(self, request: EngineRequest) -> Any:
+        return native_engine(request, self.runner)
+
+
+@pytest.mark.parametrize("options", [{}, {"sink_frames": 6, "context_noise": 300.0}], ids=str)
+def test_whole_steps_make_the_film_of_the_eager_engine(small_runtime: MakeRuntime, options: dict[str, Any]) -> None:
+    plugin = _Plugin()
+    eager = small_runtime(engine="eager", model_options=options)
+    native = small_runtime(plugin, engine="native", model_options=options)
+    theirs, ours = latents_of(eager), latents_of(native)
+    film(eager.open("A forest. ", seed=3))
+    film(native.open("A forest. ", seed=3))
+    kept = [z for z in theirs if z is not None]
+    assert len(ours) == len(kept) == 20
+    for a, b in zip(kept, ours, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+    assert set(plugin.runner.calls) == {STEP, TEXT}  # nothing of it ran elsewhere
+
+
+def _given(writer: CacheWriter, spans: list[Span], remembered: int) -> PassInput:
+    frames = sum(span.frames for span in spans)
+    table = torch.zeros(1, 2 * frames, 1, 8)
+    text = torch.zeros(1, 1, 2, 16)
+    z = torch.arange(float(frames)).view(1, frames, 1, 1, 1)
+    return PassInput(z, torch.zeros(1, frames), (table, table), [writer], spans, [(text, text)], None, remembered)
+
+
+def test_a_joined_pass_is_two_calls_and_slots_go_round_the_ring() -> None:
+    """Two frames of two tokens each; a cache of ten slots whose last six are the ring."""
+    seen: list[list[float]] = []
+
+    def runner(name: str, inputs: Any) -> Any:
+        latent, k_cache = inputs[0], inputs[7]
+        seen.append(k_cache[:, 0, 0].tolist())
+        new = (100 + latent.flatten()).repeat_interleave(2)[:, None, None].expand(-1, 2, 16)
+        return latent, new, new
+
+    config: Any = SimpleNamespace(freq_dim=4, tokens_per_frame=lambda *_: 2)
+    k, v = (torch.arange(10.0)[None, :, None, None].repeat(1, 1, 2, 16) for _ in range(2))
+    writer = CacheWriter(k, v, torch.tensor([8], dtype=torch.int32), ring_begin=4)
+    length = torch.tensor([10], dtype=torch.int32)
+    flow = NativeStep(config, runner, (2, 2))(_given(writer, [Span(1, length, 10), Span(1, length, 10)], 1))
+    assert seen == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 6, 7, 100, 100]]
+    assert k[0, :, 0, 0].tolist() == v[0, :, 1, 3].tolist() == [0, 1, 2, 3, 101, 101, 6, 7, 100, 100]
+    assert flow is not None
+    assert flow.flatten().tolist() == [1.0]
+    assert NativeStep(config, runner, (2, 2))(_given(writer, [Span(1, length, 10)], 1)) is None
+
+
+def test_eight_bit_caches_are_refused() -> None:
+    k = torch.zeros(1, 4, 2, 16)
+    scale = torch.ones(2)
+    writer = CacheWriter(k, k, torch.zeros(1, dtype=torch.int32), None, scale, scale)
+    parts = small_parts()
+    step = NativeStep(parts.config, lambda *_: [], parts.latent_shape[1:])
+    with pytest.raises(UserError, match="choose fp8 none"):
+        step(_given(writer, [Span(1, torch.tensor([2]), 2)], 0))
