@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from shotstream.runtime.cli import bench
+from shotstream.runtime.cli.engine_options import EngineFallback, EngineOption, parsed_options
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.plugins import Registry
 
@@ -22,6 +23,9 @@ def serve(
     director: Annotated[str, typer.Option(help="An event map of your own, a yaml file.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     weights: Annotated[str, typer.Option(help="default, random, or a folder.")] = "default",
+    engine: Annotated[str, typer.Option(help="What executes the steps, as in: shotstream play.")] = "eager",
+    engine_option: EngineOption = None,
+    engine_fallback: EngineFallback = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of the model process; 0: as torch likes.")] = 0,
     curve_keys: Annotated[
         Path | None, typer.Option(help="Folder of keys (see: shotstream keys); needed beyond this machine.")
@@ -39,7 +43,10 @@ def serve(
     check_model(model)
     width, height = _size(size)
     mock = MockOptions(width, height, chunk_s=chunk_s, jitter_s=jitter_s)
-    options = WorkerOptions(model, device, weights, threads, mock=mock)
+    options = WorkerOptions(
+        model, device, weights, threads, mock=mock, engine=engine,
+        engine_options=parsed_options(engine_option or ()), engine_fallback=engine_fallback,
+    )  # fmt: skip
     console = Console(stderr=True, highlight=False)
     gateway = make_gateway(
         options, bind, sessions=sessions, token=token, words=directors(director),

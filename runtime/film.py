@@ -165,7 +165,8 @@ def film_info(runtime: Runtime, session: Session) -> FilmInfo:
     parts = runtime.parts
     height, width = parts.frame_size
     versions = {name: _version(name) for name in _RECORDED_PACKAGES}
-    versions |= {"weights_sha256": parts.weights_hash, "device": str(runtime.device), "engine": runtime.options.engine}
+    versions |= {"weights_sha256": parts.weights_hash, "device": str(runtime.device)}
+    versions["engine"] = runtime.engine_choice.sentence
     versions |= {"dtype": str(runtime.dtype).removeprefix("torch."), "threads": str(torch.get_num_threads())}
     return FilmInfo(
         width=width,

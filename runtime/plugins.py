@@ -144,6 +144,8 @@ class EngineRequest:
     """From the `ops` slot, for engines that run fused operations; None: torch's."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What only this engine understands; unknown keys are a `UserError`."""
+    say: Callable[[str], None] = log.warning
+    """Tells the user what takes long while the engine is made."""
 
 
 class Plugin(Protocol):

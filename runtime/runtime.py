@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from shotstream.runtime import snapshot as snapshots
 from shotstream.runtime.attention_choice import Choice, choose_attention
 from shotstream.runtime.engine import Engine, ShotContext
+from shotstream.runtime.engine_choice import EngineMaker
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.graph.ops import BlockOps, DeviceNoise
 from shotstream.runtime.model.attention import sdpa
@@ -48,6 +49,8 @@ class RuntimeOptions:
     ops: str | None = None
     """Small operations of the engine `graph`. None: Triton's where they can run, torch's otherwise."""
     engine_options: Mapping[str, Any] | None = None
+    engine_fallback: str | None = None
+    """The engine to take, with a warning, where `engine` raises UserError while it is made; None: that is an error."""
     run_ahead: bool | None = None
     """Begin the next chunk while this one's frames are decoded. None: on a GPU, with an engine that can."""
     decoder: str | None = None
@@ -71,8 +74,18 @@ def assemble_registry(plugins: Sequence[Plugin | str] | None = None) -> Registry
 class Runtime:
     """A loaded model with its engine and plugins. Raises UserError for anything that is not there or does not fit."""
 
-    def __init__(self, preset: str = "tiny", options: RuntimeOptions | None = None, **changes: Any) -> None:
-        """`Runtime("tiny", device="cuda")`: keyword arguments are fields of `RuntimeOptions`."""
+    def __init__(
+        self,
+        preset: str = "tiny",
+        options: RuntimeOptions | None = None,
+        *,
+        say: Callable[[str], None] = log.warning,
+        **changes: Any,
+    ) -> None:
+        """`Runtime("tiny", device="cuda")`: keyword arguments are fields of `RuntimeOptions`.
+
+        say: told what takes long, such as an engine's export of graphs.
+        """
         try:
             options = replace(options or RuntimeOptions(), **changes)
         except TypeError:
@@ -84,7 +97,7 @@ class Runtime:
         self.device = checked_device(options.device)
         self.dtype = options.dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         make_model = self.registry.factory("model", preset)
-        make_engine = self.registry.factory("engine", options.engine)
+        make_engine = EngineMaker(self.registry, options.engine, options.engine_fallback)
         if options.attention not in (None, AUTO):
             self.registry.factory("attention", options.attention)  # a wrong name costs no loading
         exchanged = {slot: name for slot in ("decoder", "text") if (name := getattr(options, slot))}
@@ -116,7 +129,7 @@ class Runtime:
             if options.ops
             else default_ops(self.registry, self.device)
         )
-        self.engine: Engine = make_engine(
+        self.engine_choice = make_engine.make(
             EngineRequest(
                 parts=self.parts,
                 device=self.device,
@@ -124,8 +137,10 @@ class Runtime:
                 attention=self.attention.attention,
                 ops=ops,
                 options=options.engine_options or {},
+                say=say,
             )
         )
+        self.engine: Engine = self.engine_choice.engine
         self.fill_noise = ops.draw if isinstance(ops, DeviceNoise) else None
         """Writes a session's noise on the device, where the engine's operations can; None: the host draws it."""
         self._sessions: list[Session] = []

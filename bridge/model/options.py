@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,9 @@ class MockOptions:
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """``threads`` 0: as many as torch likes. ``mock`` counts for the model named mock only."""
+    """``threads`` 0: as many as torch likes. ``mock`` counts for the model named mock only; ``engine`` and what goes
+    with it for all others.
+    """
 
     model: str = "tiny"
     device: str = "cpu"
@@ -30,3 +34,6 @@ class WorkerOptions:
     digests: bool = False
     """Whether chunks are hashed, as a recording needs it."""
     mock: MockOptions = field(default_factory=MockOptions)
+    engine: str = "eager"
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    engine_fallback: str | None = None

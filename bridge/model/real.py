@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from shotstream.bridge.model.options import WorkerOptions
 from shotstream.bridge.model.orders import Facts, NewShot
 from shotstream.bridge.model.studio import Piece, Stopped, Tell
 from shotstream.runtime.runtime import Runtime
@@ -57,18 +58,27 @@ class RuntimeFilm:
 
 
 class RuntimeStudio:
-    """A model of the runtime by name."""
+    """A model of the runtime."""
 
-    def __init__(self, model: str, device: str, weights: str, threads: int) -> None:
-        self.model, self.device, self.weights, self.threads = model, device, weights, threads
+    def __init__(self, options: WorkerOptions) -> None:
+        self.options = options
         self._runtime: Runtime | None = None
 
     def prepare(self, tell: Tell) -> Facts:
         """Load and warm up."""
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        tell("loading", f"loading {self.model}")
-        self._runtime = runtime = Runtime(self.model, device=self.device, weights=self.weights)
+        options = self.options
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        tell("loading", f"loading {options.model}")
+        self._runtime = runtime = Runtime(
+            options.model,
+            device=options.device,
+            weights=options.weights,
+            engine=options.engine,
+            engine_options=options.engine_options,
+            engine_fallback=options.engine_fallback,
+            say=lambda text: tell("loading", text),
+        )
         tell("warming_up", "making a first chunk that nobody sees")
         runtime.warm_up()
         parts = runtime.parts
@@ -77,7 +87,7 @@ class RuntimeStudio:
             name=parts.name, width=parts.frame_size[1], height=parts.frame_size[0], fps=parts.frames_per_second,
             chunk_frames=frames, first_chunk_frames=frames - 3, max_shot_chunks=100,
             usual_shot_chunks=parts.default_chunks,
-            description=f"{parts.name} on {runtime.device}, {runtime.options.engine}",
+            description=f"{parts.name} on {runtime.device}, {runtime.engine_choice.sentence}",
         )  # fmt: skip
 
     def open(self, seed: int, global_caption: str, saved: bytes) -> RuntimeFilm:

@@ -42,7 +42,7 @@ def make_studio(options: WorkerOptions) -> Studio:
         return MockStudio(options.mock)
     from shotstream.bridge.model.real import RuntimeStudio  # loads torch, which the mock does without
 
-    return RuntimeStudio(options.model, options.device, options.weights, options.threads)
+    return RuntimeStudio(options)
 
 
 class Worker:

@@ -145,16 +145,17 @@ def late_over_early(runtime: Runtime, early: bytes, late: bytes, caption: str, c
 
 def setting_of(runtime: Runtime, shots: int, chunks: int, warm_up: int) -> Setting:
     """What runs."""
-    options, parts = runtime.options, runtime.parts
+    options, parts, choice = runtime.options, runtime.parts, runtime.engine_choice
     height, width = parts.frame_size
     steps = parts.config.nominal_steps
+    engine_options = {} if choice.instead_of else options.engine_options or {}
     return Setting(
         model=parts.name,
         device=runtime.device.type,
         dtype=str(runtime.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
-        engine=options.engine,
-        engine_options=", ".join(f"{name}={value}" for name, value in sorted((options.engine_options or {}).items())),
+        engine=choice.sentence,
+        engine_options=", ".join(f"{name}={value}" for name, value in sorted(engine_options.items())),
         attention=runtime.attention.name,
         ops=options.ops or _default_name(getattr(runtime.engine, "ops", None)),
         run_ahead=runtime.run_ahead,

@@ -6,7 +6,6 @@ them loads torch and every plugin.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
+from shotstream.runtime.cli.engine_options import EngineFallback, EngineOption, parsed_options, say_on
 from shotstream.runtime.cli.play import Attention, Decoder, Device, Engine, Model, ModelChoice, Threads, Weights
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ class _BenchModel(ModelChoice):
     dtype: str | None = None
     ops: str | None = None
     run_ahead: bool | None = None
-    engine_options: Sequence[str] = ()
-    """NAME=VALUE each."""
 
     def options(self) -> RuntimeOptions:
         """For `Runtime`; sets torch's threads. UserError for a number format or an engine's option that is none."""
@@ -53,27 +51,12 @@ class _BenchModel(ModelChoice):
             engine=self.engine,
             attention=self.attention,
             ops=self.ops,
-            engine_options=self._engine_options(),
+            engine_options=parsed_options(self.engine_options),
+            engine_fallback=self.engine_fallback,
             run_ahead=self.run_ahead,
             decoder=self.decoder,
             weights=self.weights,
         )
-
-    def _engine_options(self) -> dict[str, object]:
-        import yaml
-
-        from shotstream.runtime.errors import UserError
-
-        found: dict[str, object] = {}
-        for given in self.engine_options:
-            name, equals, value = given.partition("=")
-            try:
-                found[name] = yaml.safe_load(value)
-            except yaml.YAMLError:
-                equals = ""
-            if not equals or not name.isidentifier():
-                raise UserError(f"'{given}' is no option of an engine; write it as NAME=VALUE")
-        return found
 
 
 class _BenchGroup(TyperGroup):
@@ -134,10 +117,8 @@ def bench(
     weights: Weights = "default",
     decoder: Decoder = None,
     engine: Engine = "eager",
-    engine_option: Annotated[
-        list[str] | None,
-        typer.Option("--engine-option", metavar="NAME=VALUE", help="For the engine, such as fp8=all; repeat for more."),
-    ] = None,
+    engine_option: EngineOption = None,
+    engine_fallback: EngineFallback = None,
     attention: Attention = None,
     ops: Annotated[str | None, typer.Option("--ops", help="The small operations of the engine graph.")] = None,
     run_ahead: Annotated[
@@ -169,13 +150,17 @@ def bench(
         from shotstream.runtime.runtime import Runtime
 
         asked = _BenchModel(
-            model, device, weights, engine, attention, threads, decoder, dtype, ops, run_ahead, engine_option or ()
-        )
+            model, device, weights, engine, attention, threads, decoder, engine_option or (), engine_fallback,
+            dtype, ops, run_ahead,
+        )  # fmt: skip
         options = asked.options()
         watch = watch_memory(model, options)
     if watch.plan is not None:
         console.print(f"memory plan of {model}: {watch.plan.sentence()}", soft_wrap=True)
-    with console.status(f"loading {model} ...") as status, Runtime(model, options) as runtime:
+    with (
+        console.status(f"loading {model} ...") as status,
+        Runtime(model, options, say=say_on(console, status)) as runtime,
+    ):
 
         def tell(shot: int) -> None:
             status.update(f"shot {shot + 1} of {shots} ..." if shot >= 0 else "warming up ...")

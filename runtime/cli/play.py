@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from shotstream.runtime.cli.engine_options import EngineFallback, EngineOption, parsed_options, say_on
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,9 +65,12 @@ class ModelChoice:
     attention: str | None = None
     threads: int | None = None
     decoder: str | None = None
+    engine_options: Sequence[str] = ()
+    """NAME=VALUE each."""
+    engine_fallback: str | None = None
 
-    def load(self) -> Runtime:
-        """Load it; UserError says what is missing."""
+    def load(self, say: Callable[[str], None] | None = None) -> Runtime:
+        """Load it; UserError says what is missing. say: as `Runtime`."""
         import torch
 
         from shotstream.runtime.runtime import Runtime
@@ -77,8 +82,11 @@ class ModelChoice:
             device=self.device,
             weights=self.weights,
             engine=self.engine,
+            engine_options=parsed_options(self.engine_options),
+            engine_fallback=self.engine_fallback,
             attention=self.attention,
             decoder=self.decoder,
+            **({} if say is None else {"say": say}),
         )
 
 
@@ -118,6 +126,8 @@ def play(
     chunks: Chunks = None,
     weights: Weights = "default",
     engine: Engine = "eager",
+    engine_option: EngineOption = None,
+    engine_fallback: EngineFallback = None,
     attention: Attention = None,
     decoder: Decoder = None,
     threads: Threads = None,
@@ -131,7 +141,7 @@ def play(
     _play(
         ctx.obj,
         source,
-        ModelChoice(model, device, weights, engine, attention, threads, decoder),
+        ModelChoice(model, device, weights, engine, attention, threads, decoder, engine_option or (), engine_fallback),
         FilmChoice(out, seed, chunks, live, scale, choose or ()),
     )
 
@@ -148,6 +158,9 @@ def demo(
     live: Live = False,
     chunks: Chunks = None,
     weights: Weights = "default",
+    engine: Engine = "eager",
+    engine_option: EngineOption = None,
+    engine_fallback: EngineFallback = None,
     threads: Threads = None,
     scale: Scale = 2,
     choose: Choose = None,
@@ -160,7 +173,15 @@ def demo(
     _play(
         ctx.obj,
         source,
-        ModelChoice("tiny", device, weights, threads=threads),
+        ModelChoice(
+            "tiny",
+            device,
+            weights,
+            engine,
+            threads=threads,
+            engine_options=engine_option or (),
+            engine_fallback=engine_fallback,
+        ),
         FilmChoice(out, seed, chunks, live, scale, choose or ()),
     )
 
@@ -176,8 +197,8 @@ def _play(settings: Settings, source: StorySource, model: ModelChoice, choice: F
     ensure_writable(choice.out)
     typed = source.total_shots is None and sys.stdin.isatty()
     sinks = _sinks(choice, console)
-    with console.status(f"loading {model.model} ..."):
-        runtime = model.load()
+    with console.status(f"loading {model.model} ...") as status:
+        runtime = model.load(say_on(console, status))
         runtime.warm_up()
     with runtime:
         from shotstream.runtime.cli.progress import FilmProgress
