@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
+from shotstream.runtime.cli.accuracy import bench_accuracy
 from shotstream.runtime.cli.engine_options import EngineFallback, EngineOption, parsed_options, say_on
 from shotstream.runtime.cli.play import Attention, Decoder, Device, Engine, Model, ModelChoice, Threads, Weights
 
@@ -66,7 +67,7 @@ class _BenchGroup(TyperGroup):
     below: typer.Typer
 
     def __init__(self, **attributes: Any) -> None:
-        super().__init__(invoke_without_command=True, subcommand_metavar="[compare|plot|...]", **attributes)
+        super().__init__(invoke_without_command=True, subcommand_metavar="[compare|plot|accuracy|...]", **attributes)
         self._fill()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -87,6 +88,7 @@ def mount(app: typer.Typer) -> None:
     below = typer.Typer(rich_markup_mode=None)
     below.command("compare")(compare)
     below.command("plot")(plot)
+    below.command("accuracy")(bench_accuracy)
     cls = type("BenchGroup", (_BenchGroup,), {"app": app, "below": below})
     # As a command and not as a group: the app asks the rooms for their commands only where it has none of that name.
     app.command(NAME, cls=cast(Any, cls), epilog=_EPILOG)(bench)
