@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 
 class ExportPlugin:
-    """Offers the engine ``torch-segments`` and the commands under ``export``."""
+    """Offers the engines ``torch-segments`` and ``onnx``, and the commands under ``export``."""
 
     name = "export"
 
     def build(self, registry: Registry) -> None:
         """Register them."""
         registry.register("engine", "torch-segments", _torch_segments)
+        registry.register("engine", "onnx", _onnx)
         registry.register("command", "export", _mount)
 
 
@@ -26,6 +27,12 @@ def _torch_segments(request: EngineRequest) -> Engine:
     from shotstream.export.engine import torch_segments
 
     return torch_segments(request)
+
+
+def _onnx(request: EngineRequest) -> Engine:
+    from shotstream.export.onnx_engine import onnx_engine
+
+    return onnx_engine(request)
 
 
 def _mount(app: typer.Typer) -> None:

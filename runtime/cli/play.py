@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,9 @@ Choose = Annotated[
 ]
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class ModelChoice:
     """Which runtime to make: the options that `play`, `demo` and `bench` share."""
@@ -69,7 +73,7 @@ class ModelChoice:
     """NAME=VALUE each."""
     engine_fallback: str | None = None
 
-    def load(self, say: Callable[[str], None] | None = None) -> Runtime:
+    def load(self, say: Callable[[str], None] = log.warning) -> Runtime:
         """Load it; UserError says what is missing. say: as `Runtime`."""
         import torch
 
@@ -86,7 +90,7 @@ class ModelChoice:
             engine_fallback=self.engine_fallback,
             attention=self.attention,
             decoder=self.decoder,
-            **({} if say is None else {"say": say}),
+            say=say,
         )
 
 
