@@ -13,7 +13,7 @@ q, k, v ``[L, H, K]``; k_cache, v_cache ``[S, H, K]``, S may be 0; all of one dt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,7 +81,8 @@ def translations() -> Mapping[Any, Any]:
     """
     from onnxscript.values import Opset
 
-    register(_schema())
+    inputs = dict.fromkeys(INPUTS, "T")
+    register(operation_schema(NAME, inputs, ["out"], {}, "plugin_namespace", "plugin_version"))
     domain = Opset(DOMAIN, VERSION)
 
     def node(q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any, scale: float) -> Any:
@@ -122,21 +123,24 @@ def register(schema: OpSchema) -> None:
         defs.register_schema(schema)
 
 
-def _schema() -> OpSchema:
+def operation_schema(
+    name: str, inputs: Mapping[str, str], outputs: Sequence[str], types: Mapping[str, list[str]], *more: str
+) -> OpSchema:
+    """Schema of an operation of ours: inputs by name with the name of their type, "T" being the model's, which the
+    outputs are of too; `scale` and further attributes, strings.
+    """
     from onnx.defs import OpSchema
 
-    kinds = OpSchema.AttrType
+    kinds, port = OpSchema.AttrType, OpSchema.FormalParameter
     return OpSchema(
-        NAME,
+        name,
         DOMAIN,
         VERSION,
-        doc="Attention of a chunk over cached keys and its own.",
-        inputs=[OpSchema.FormalParameter(name, "T") for name in INPUTS],
-        outputs=[OpSchema.FormalParameter("out", "T")],
-        type_constraints=[("T", _TYPES, "")],
+        inputs=[port(each, kind) for each, kind in inputs.items()],
+        outputs=[port(each, "T") for each in outputs],
+        type_constraints=[(kind, allowed, "") for kind, allowed in {"T": _TYPES, **types}.items()],
         attributes=[
             OpSchema.Attribute("scale", kinds.FLOAT),
-            OpSchema.Attribute("plugin_namespace", kinds.STRING),
-            OpSchema.Attribute("plugin_version", kinds.STRING),
+            *(OpSchema.Attribute(each, kinds.STRING) for each in more),
         ],
     )

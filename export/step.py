@@ -23,7 +23,7 @@ STEP = "step"
 CACHED = "cached"
 """Name of its free number of cached tokens, 0 among others."""
 COMMON = ("latent", "time", "cos", "sin", "caption")
-_PER_LAYER = ("ctx_k", "ctx_v", "k_cache", "v_cache")
+PER_LAYER = ("ctx_k", "ctx_v", "k_cache", "v_cache")
 _EXAMPLE_CACHED_FRAMES = 2
 
 
@@ -33,6 +33,8 @@ class StepGraph(nn.Module):
     latent, time, caption as in `export.segments`; cos, sin ``[L, head_dim / 2]`` float32; then of each layer in turn
     ctx_k, ctx_v ``[N, text_len, heads, head_dim]`` and k_cache, v_cache ``[S, heads, head_dim]``, keys rotated.
     Returns flow ``[F, C, H, W]``, then of each layer k_new, v_new ``[L, heads, head_dim]``, keys rotated.
+
+    Subclasses may keep caches otherwise; what all their layers share stands in front of the layers' inputs.
     """
 
     def __init__(self, model: Any, latent_shape: tuple[int, int, int]) -> None:
@@ -45,22 +47,23 @@ class StepGraph(nn.Module):
         self.norms = nn.ModuleList(_QueryKeyNorm(block.self_attn, self.config) for block in model.blocks)
 
     def forward(
-        self, latent: Tensor, time: Tensor, cos: Tensor, sin: Tensor, caption: Tensor, *layers: Tensor
+        self, latent: Tensor, time: Tensor, cos: Tensor, sin: Tensor, caption: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
+        shared, layers = rest[: -4 * len(self.norms)], rest[-4 * len(self.norms) :]
         x_FTD, qkv_FTP, e6_F6D, e_FD = self.head(latent, time)
         new: list[Tensor] = []
         for layer, norm in enumerate(self.norms):
             ctx_k, ctx_v, *cache = layers[4 * layer : 4 * layer + 4]
             q_LHK, k_LHK, v_LHK = norm(qkv_FTP, cos, sin)
-            attn_LHK, *kept = self.attend(q_LHK, k_LHK, v_LHK, cache)
+            attn_LHK, *kept = self.attend(q_LHK, k_LHK, v_LHK, *cache, *shared)
             new += kept
             attn_FTD = attn_LHK.reshape(x_FTD.shape)
             if layer + 1 < len(self.norms):
                 x_FTD, qkv_FTP = self.middles[layer](x_FTD, attn_FTD, e6_F6D, ctx_k, ctx_v, caption)
         return self.tail(x_FTD, attn_FTD, e6_F6D, e_FD, ctx_k, ctx_v, caption), *new
 
-    def attend(self, q_LHK: Tensor, k_LHK: Tensor, v_LHK: Tensor, cache: list[Tensor]) -> tuple[Tensor, ...]:
-        """Attention of one layer, and what the graph returns for its cache."""
+    def attend(self, q_LHK: Tensor, k_LHK: Tensor, v_LHK: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+        """Attention of one layer ``[L, heads, head_dim]``, and what the graph returns for its cache."""
         return cache_chunk_attention(q_LHK, k_LHK, v_LHK, *cache, self.config.head_dim**-0.5), k_LHK, v_LHK
 
 
@@ -87,7 +90,7 @@ class _QueryKeyNorm(nn.Module):
 def step_signature(config: DiTConfig) -> Signature:
     """Names of the graph's inputs and outputs, in order."""
     layers = range(config.layers)
-    inputs = tuple(f"{what}_{layer}" for layer in layers for what in _PER_LAYER)
+    inputs = tuple(f"{what}_{layer}" for layer in layers for what in PER_LAYER)
     return Signature((*COMMON, *inputs), ("flow", *(f"{what}_new_{layer}" for layer in layers for what in "kv")))
 
 
