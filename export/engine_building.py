@@ -1,0 +1,170 @@
+"""What `export engines` does: an export's graphs to engines in the store, by way of eight bits where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from shotstream.export.artifact import Manifest, check_files
+from shotstream.export.calibration import LARGEST_LOSS, Report, calibrate, read_report, shots_of
+from shotstream.export.contents import SEGMENTS
+from shotstream.export.eight_bit import eight_bit_export
+from shotstream.export.exporting import PRECISIONS
+from shotstream.export.precision import FP8_FOLDER
+from shotstream.export.store import EngineKey, EngineStore, Entry
+from shotstream.export.trt.build import BuildOrder, build_apart
+from shotstream.export.trt.keys import engine_key
+from shotstream.export.trt.product import Product
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.runtime import Runtime
+
+NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp8": "float8"}
+"""Precisions as the command line has them, and as manifests have them."""
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class CalibrationChoice:
+    """Whose shots are played to calibrate eight bits. model None: the one that was exported; story None: the demo."""
+
+    model: str | None
+    weights: str
+    story: Path | None
+    accept_loss: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine asked for. built: now, rather than before."""
+
+    name: str
+    entry: Entry
+    built: bool
+
+
+def build_engines(
+    store: EngineStore,
+    folder: Path,
+    product: Product,
+    targets: tuple[str, ...],
+    manifest: Manifest,
+    names: list[str],
+    console: Console,
+) -> list[Row]:
+    """An engine of each graph, in order; each is complete before the next is begun."""
+    rows = []
+    timing = f"{store.root / f'{product.name}-{product.version}.timing'}" if product.needs_gpu_to_build else ""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("engines", total=len(names))
+
+        def one(number: int, name: str) -> Row:
+            key: EngineKey = engine_key(manifest, name, product, targets)
+
+            def make(plan: Path) -> Mapping[str, float]:
+                check_files(folder, manifest, [name])
+                if not console.is_terminal:
+                    console.print(f"{number + 1}/{len(names)} {name}")
+                graph = folder / manifest.graph(name).file
+                return build_apart(BuildOrder(product.name, str(graph), str(plan), key.profiles, targets, timing))
+
+            def wait() -> None:
+                console.print(f"{name} is being built by another process; waiting for it")
+
+            return Row(name, *store.get_or_build(key, make, wait))
+
+        for number, name in enumerate(names):
+            progress.update(task, description=name, completed=number)
+            rows.append(one(number, name))
+        progress.update(task, description="done", completed=len(names))
+    return rows
+
+
+def chosen_segments(manifest: Manifest, only: str | None) -> list[str]:
+    """Graphs of the segments named, separated by commas; all if none were. UserError for one that is not there."""
+    segments = [name for name in manifest.graphs if name.startswith(f"{SEGMENTS}/")]
+    if not segments:
+        raise UserError("the export has no segments; make them with: shotstream export onnx --only segments")
+    if only is None:
+        return segments
+    wanted = [f"{SEGMENTS}/{name.strip()}" for name in only.split(",")]
+    for name in wanted:
+        manifest.graph(name)
+    return wanted
+
+
+def check_precision(folder: Path, manifest: Manifest, wanted: str | None) -> None:
+    """Graphs have the precision that they were exported in; fp8 is made of either of the 16-bit ones."""
+    if wanted is not None and wanted not in NAMES:
+        raise UserError(f"there is no --precision '{wanted}'; there is {', '.join(NAMES)}")
+    there = manifest.source.precision
+    fits = {None: (there,), "fp8": ("float16", "bfloat16")}.get(wanted) or (NAMES[str(wanted)],)
+    if there not in fits:
+        raise UserError(
+            f"{folder} was exported in {there}; export it with --precision {fits[-1]} into another folder, "
+            f"and build from there"
+        )
+
+
+def to_eight_bit(folder: Path, manifest: Manifest, choice: CalibrationChoice, console: Console) -> Manifest:
+    """Make the export's eight-bit form in its folder `FP8_FOLDER`, calibrated now if it was not before.
+
+    Raises UserError if it costs more than `LARGEST_LOSS` and that was not accepted.
+    """
+    report = read_report(folder / FP8_FOLDER)
+    if report is None or report.weights_hash != manifest.source.weights_hash:
+        report = _calibrated(manifest, choice, console)
+    _show_accuracy(report, console)
+    if report.loss() > LARGEST_LOSS and not choice.accept_loss:
+        raise UserError(
+            f"in eight bits the film's latents are off by {report.loss():.1%} (root of mean squares), and "
+            f"{LARGEST_LOSS:.0%} is the limit; build bf16, or give --accept-loss"
+        )
+    return eight_bit_export(folder, report, lambda name: console.print(f"{name} in eight bits"))
+
+
+def _calibrated(manifest: Manifest, choice: CalibrationChoice, console: Console) -> Report:
+    source, name = manifest.source, choice.model or manifest.source.model
+    shots = shots_of(choice.story)
+    with console.status(f"loading {name} ...") as status:
+        dtype = PRECISIONS[source.precision]
+        with Runtime(name, weights=choice.weights, engine="torch-segments", dtype=dtype) as runtime:
+            if runtime.parts.weights_hash != source.weights_hash:
+                raise UserError(f"the weights of '{name}' are not those that were exported; give them with --weights")
+            return calibrate(runtime, shots, tell=lambda what: status.update(f"playing shots, {what} ..."))
+
+
+def show_built(rows: list[Row], console: Console) -> None:
+    """A table of seconds, sizes and the building processes' memory."""
+    table = Table(box=None, header_style="bold")
+    for column in ("engine", "s", "MiB", "peak MiB", ""):
+        table.add_column(column, justify="left" if column in ("engine", "") else "right")
+    for row in rows:
+        built = row.entry.built
+        figures = (f"{built.seconds:.1f}", f"{built.nbytes / MIB:.1f}", f"{built.peak_mb:.0f}")
+        table.add_row(row.name, *figures, "" if row.built else "was there")
+    every = [row.entry.built for row in rows]
+    table.add_row(
+        f"{len(rows)} engines",
+        f"{sum(row.entry.built.seconds for row in rows if row.built):.1f}",
+        f"{sum(built.nbytes for built in every) / MIB:.1f}",
+        f"{max(built.peak_mb for built in every):.0f}",
+        style="bold",
+    )
+    console.print(table)
+
+
+def _show_accuracy(report: Report, console: Console) -> None:
+    table = Table(box=None, header_style="bold")
+    table.add_column("in eight bits")
+    for column in ("products", *(f"error after {n}" for n in report.layer_sets["all"].errors), "PSNR, dB"):
+        table.add_column(column, justify="right")
+    for name, found in report.layer_sets.items():
+        errors = (f"{error:.2%}" for error in found.errors.values())
+        table.add_row(name, str(found.products), *errors, f"{found.psnr:.1f}")
+    console.print(table)

@@ -1,0 +1,98 @@
+"""The engines `tensorrt` and `tensorrt-rtx`: segments from the engine store, with our attention between them.
+
+They take what was built, and never anything else: an engine that is missing, broken or of another model is a
+UserError with the command that makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from shotstream.export.artifact import Manifest, read_manifest
+from shotstream.export.contents import SEGMENTS
+from shotstream.export.engine import SegmentOptions, segment_engine
+from shotstream.export.precision import FP8, FP8_FOLDER
+from shotstream.export.segments import HEAD, signatures
+from shotstream.export.store import EngineStore, default_store
+from shotstream.export.trt.keys import engine_key
+from shotstream.export.trt.product import RTX, TENSORRT, Product, load_product, unsupported
+from shotstream.export.trt.runner import TrtRunner
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.graph.engine import GraphEngine
+from shotstream.runtime.plugins import EngineRequest
+
+
+@dataclass(frozen=True)
+class TrtOptions(SegmentOptions):
+    """folder: the export the engines were built from. store: where they lie. precision: fp8, or "" as exported."""
+
+    folder: str = ""
+    store: str = ""
+    precision: str = ""
+
+
+def tensorrt_engine(request: EngineRequest) -> GraphEngine:
+    """Factory of the engine `tensorrt`."""
+    return _on_gpu(TENSORRT, request)
+
+
+def tensorrt_rtx_engine(request: EngineRequest) -> GraphEngine:
+    """Factory of the engine `tensorrt-rtx`."""
+    return _on_gpu(RTX, request)
+
+
+def stored_engine(product: Product, gpu: str, request: EngineRequest) -> GraphEngine:
+    """An engine of what the store has for a GPU of architecture `gpu`."""
+    options = TrtOptions.of(product.name, request.options)
+    if not options.folder:
+        raise UserError(f"the engine '{product.name}' needs the folder of an export; give --engine-option folder=DIR")
+    manifest = _manifest(Path(options.folder), options, request)
+    store = EngineStore(Path(options.store) if options.store else default_store())
+    named = signatures(request.parts.config)
+    entries = {
+        name: store.best(engine_key(manifest, f"{SEGMENTS}/{name}", product), gpu)
+        for name in named  # all are there before the first is read
+    }
+    plans: list[tuple[str, Callable[[], bytes]]] = [
+        (name, partial(store.load, entry)) for name, entry in entries.items()
+    ]
+    kernels = store.root / f"{product.name}-{product.version}-{gpu}.kernels"
+    return segment_engine(request, TrtRunner(product, plans, named, request.device, kernels), options)
+
+
+def _on_gpu(name: str, request: EngineRequest) -> GraphEngine:
+    if request.device.type != "cuda":
+        raise UserError(f"the engine '{name}' runs on a GPU; choose --device cuda, or the engine onnx")
+    product = load_product(name)
+    gpu = "sm_{}{}".format(*torch.cuda.get_device_capability(request.device))
+    known = product.architectures()
+    if known and gpu not in known:
+        raise UserError(unsupported(product, gpu))
+    return stored_engine(product, gpu, request)
+
+
+def _manifest(folder: Path, options: TrtOptions, request: EngineRequest) -> Manifest:
+    """Of the export in the precision asked for; UserError if it is of another model or in another dtype."""
+    if options.precision not in ("", FP8):
+        raise UserError(f"precision of an engine is {FP8}, or as exported; not {options.precision!r}")
+    manifest = read_manifest(folder / FP8_FOLDER if options.precision else folder)
+    source, parts = manifest.source, request.parts
+    if source.weights_hash != parts.weights_hash:
+        raise UserError(
+            f"{folder} is an export of other weights than those of '{parts.name}'; export them with: "
+            f"shotstream export onnx, into another folder"
+        )
+    if tuple(source.latent_shape) != tuple(parts.latent_shape):
+        raise UserError(f"{folder} is for latents of {source.latent_shape}, and these are {parts.latent_shape}")
+    dtype = str(request.dtype).removeprefix("torch.")
+    exported = next(port.dtype for port in manifest.graph(f"{SEGMENTS}/{HEAD}").inputs if port.name == "latent")
+    if exported != dtype:
+        raise UserError(
+            f"{folder} was exported in {exported}, and the runtime uses {dtype}; choose --dtype, or export again"
+        )
+    return manifest
