@@ -12,7 +12,6 @@ from pathlib import Path
 
 from shotstream.export.artifact import MANIFEST, Graph, Manifest, check_files, hash_of, read_manifest, write_manifest
 from shotstream.export.calibration import Report, read_report, write_report
-from shotstream.export.contents import SEGMENTS
 from shotstream.export.exporting import locked, plain
 from shotstream.export.precision import FP8_FOLDER, products_of, quantise_graph
 from shotstream.export.segments import signatures
@@ -36,20 +35,20 @@ def eight_bit_export(folder: Path, report: Report, tell: Callable[[str], None] =
         amax = report.largest_inputs()
         config = DiTConfig.from_dict(dict(manifest.source.config))
         for segment in signatures(config):
-            name = f"{SEGMENTS}/{segment}"
-            if _whole(target, made, name):
+            if _whole(target, made, segment):
                 continue
-            check_files(folder, manifest, [name])
+            check_files(folder, manifest, [segment])
             tell(segment)
             rounded = {kind: amax[place] for kind, place in products_of(segment, config).items() if place in amax}
-            made = made.with_graph(name, _write(folder, target, manifest.graph(name), rounded))
+            made = made.with_graph(segment, _write(folder, target, manifest.graph(segment), rounded))
             write_manifest(target, made)
     return made
 
 
 def _begin(target: Path, manifest: Manifest, report: Report) -> Manifest:
     """What is there of this export and this calibration; otherwise a fresh start."""
-    segments = {name: dict(graph.sha256) for name, graph in manifest.graphs.items() if name.startswith(SEGMENTS)}
+    config = DiTConfig.from_dict(dict(manifest.source.config))
+    segments = {name: dict(manifest.graph(name).sha256) for name in signatures(config)}
     digest = hashlib.sha256(repr(sorted((name, sorted(files.items())) for name, files in segments.items())).encode())
     versions = {**manifest.source.versions, "rounded from": digest.hexdigest()}
     source = replace(manifest.source, precision=FP8_FOLDER, versions=versions)

@@ -12,14 +12,15 @@ from rich.table import Table
 
 from shotstream.export.artifact import Manifest, check_files
 from shotstream.export.calibration import LARGEST_LOSS, Report, calibrate, read_report, shots_of
-from shotstream.export.contents import SEGMENTS
 from shotstream.export.eight_bit import eight_bit_export
 from shotstream.export.exporting import PRECISIONS
 from shotstream.export.precision import FP8_FOLDER
+from shotstream.export.segments import signatures
 from shotstream.export.store import EngineKey, EngineStore, Entry
 from shotstream.export.trt.build import BuildOrder, build_apart
 from shotstream.export.trt.keys import engine_key
 from shotstream.export.trt.product import Product
+from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.runtime import Runtime
 
@@ -87,14 +88,16 @@ def build_engines(
 
 def chosen_segments(manifest: Manifest, only: str | None) -> list[str]:
     """Graphs of the segments named, separated by commas; all if none were. UserError for one that is not there."""
-    segments = [name for name in manifest.graphs if name.startswith(f"{SEGMENTS}/")]
+    segments = [
+        name for name in signatures(DiTConfig.from_dict(dict(manifest.source.config))) if name in manifest.graphs
+    ]
     if not segments:
         raise UserError("the export has no segments; make them with: shotstream export onnx --only segments")
     if only is None:
         return segments
-    wanted = [f"{SEGMENTS}/{name.strip()}" for name in only.split(",")]
-    for name in wanted:
-        manifest.graph(name)
+    wanted = [name.strip() for name in only.split(",")]
+    if unknown := [name for name in wanted if name not in segments]:
+        raise UserError(f"the export has no segment {', '.join(unknown)}; it has {', '.join(segments)}")
     return wanted
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from shotstream.export.artifact import Manifest, read_manifest
-from shotstream.export.contents import SEGMENTS
 from shotstream.export.engine import SegmentOptions, segment_engine
 from shotstream.export.precision import FP8, FP8_FOLDER
 from shotstream.export.segments import HEAD, signatures
@@ -55,7 +54,7 @@ def stored_engine(product: Product, gpu: str, request: EngineRequest) -> GraphEn
     store = EngineStore(Path(options.store) if options.store else default_store())
     named = signatures(request.parts.config)
     entries = {
-        name: store.best(engine_key(manifest, f"{SEGMENTS}/{name}", product), gpu)
+        name: store.best(engine_key(manifest, name, product), gpu)
         for name in named  # all are there before the first is read
     }
     plans: list[tuple[str, Callable[[], bytes]]] = [
@@ -90,7 +89,7 @@ def _manifest(folder: Path, options: TrtOptions, request: EngineRequest) -> Mani
     if tuple(source.latent_shape) != tuple(parts.latent_shape):
         raise UserError(f"{folder} is for latents of {source.latent_shape}, and these are {parts.latent_shape}")
     dtype = str(request.dtype).removeprefix("torch.")
-    exported = next(port.dtype for port in manifest.graph(f"{SEGMENTS}/{HEAD}").inputs if port.name == "latent")
+    exported = next(port.dtype for port in manifest.graph(HEAD).inputs if port.name == "latent")
     if exported != dtype:
         raise UserError(
             f"{folder} was exported in {exported}, and the runtime uses {dtype}; choose --dtype, or export again"
