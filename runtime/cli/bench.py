@@ -1,4 +1,4 @@
-"""The command `bench`, and `bench compare` and `bench plot` for its files. What is measured is in `runtime.bench`.
+"""The command `bench`, and those below it. What is measured is in `runtime.bench`.
 
 Other rooms add measurements of their own (`group`). They are looked for only when one is asked for by name: finding
 them loads torch and every plugin.
@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from shotstream.runtime.cli.accuracy import bench_accuracy
+from shotstream.runtime.cli.bench_engines import engines
 from shotstream.runtime.cli.engine_options import EngineFallback, EngineOption, parsed_options, say_on
 from shotstream.runtime.cli.play import Attention, Decoder, Device, Engine, Model, ModelChoice, Threads, Weights
 
@@ -88,6 +89,7 @@ def mount(app: typer.Typer) -> None:
     below = typer.Typer(rich_markup_mode=None)
     below.command("compare")(compare)
     below.command("plot")(plot)
+    below.command("engines")(engines)
     below.command("accuracy")(bench_accuracy)
     cls = type("BenchGroup", (_BenchGroup,), {"app": app, "below": below})
     # As a command and not as a group: the app asks the rooms for their commands only where it has none of that name.
