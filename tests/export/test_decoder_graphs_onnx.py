@@ -1,0 +1,62 @@
+"""The decoders' graphs exported and run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import decoders
+import pytest
+import torch
+
+from shotstream.export.artifact import read_manifest
+from shotstream.export.decoder_graphs import latent_channels
+from shotstream.export.onnx_decoder import OnnxDecoder
+from shotstream.export.stream_graph import STEP
+
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+BOUND = 5e-6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this file's exports lie."""
+    return tmp_path_factory.mktemp("graphs")
+
+
+@pytest.mark.parametrize(
+    "decoder", [decoders.tiny_vae(), decoders.taehv(), decoders.wan_vae(blocks=0)], ids=lambda d: type(d).__name__
+)
+def test_a_stream_in_uneven_chunks_on_onnx_runtime_is_the_whole_shot(decoder: Any, folder: Path) -> None:
+    ours = OnnxDecoder(decoder, folder)
+    z = decoders.latents(latent_channels(decoder))
+    whole = decoder.decode(z)
+    for chunks in decoders.UNEVEN:
+        stream = ours.new_stream()
+        made = torch.cat([ours.decode_chunk(part, stream) for part in z.split(chunks, dim=1)], dim=1)
+        assert made.shape == whole.shape
+        torch.testing.assert_close(made, whole, rtol=0, atol=BOUND)
+
+
+def test_no_graph_gathers_pixels_and_every_step_takes_any_number_of_latents(folder: Path) -> None:
+    """diffusers' nearest-exact would be a gather for every pixel."""
+    import onnx
+
+    made = {path.parent: read_manifest(path.parent) for path in folder.glob("*/manifest.json")}
+    assert len(made) == 3, "made by the test before"
+    for path, manifest in made.items():
+        step = manifest.graph(STEP)
+        kinds = [node.op_type for node in onnx.load(str(path / step.file)).graph.node]
+        assert kinds.count("Resize") in (2, 3)
+        assert "GatherND" not in kinds
+        assert step.inputs[0].shape[0] == "latents"
+        assert step.outputs[0].shape[:3] == ("latents", 4, 3)
+        assert all(isinstance(size, int) for port in step.outputs[1:] for size in port.shape)
+
+
+@pytest.mark.slow
+def test_the_wan_vae_with_all_its_layers_on_onnx_runtime(tmp_path: Path) -> None:
+    decoder = decoders.wan_vae()
+    z = decoders.latents(16)
+    torch.testing.assert_close(OnnxDecoder(decoder, tmp_path).decode(z), decoder.decode(z), rtol=0, atol=BOUND)
