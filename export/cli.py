@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shotstream.export import engines_command
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,6 +22,7 @@ def mount(app: typer.Typer) -> None:
     """Add `export` with its commands."""
     commands = typer.Typer(help="The model as ONNX graphs and as engines.", no_args_is_help=True, rich_markup_mode=None)
     commands.command("onnx")(onnx)
+    engines_command.mount(commands)
     commands.command("verify")(verify)
     app.add_typer(commands, name="export")
 

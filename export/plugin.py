@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ExportPlugin:
-    """Offers the engines ``torch-segments`` and ``onnx``, and the commands under ``export``."""
+    """Offers engines made of segments, and the commands under ``export``."""
 
     name = "export"
 
@@ -20,6 +20,8 @@ class ExportPlugin:
         """Register them."""
         registry.register("engine", "torch-segments", _torch_segments)
         registry.register("engine", "onnx", _onnx)
+        registry.register("engine", "tensorrt", _tensorrt)
+        registry.register("engine", "tensorrt-rtx", _tensorrt_rtx)
         registry.register("command", "export", _mount)
 
 
@@ -33,6 +35,18 @@ def _onnx(request: EngineRequest) -> Engine:
     from shotstream.export.onnx_engine import onnx_engine
 
     return onnx_engine(request)
+
+
+def _tensorrt(request: EngineRequest) -> Engine:
+    from shotstream.export.trt.engine import tensorrt_engine
+
+    return tensorrt_engine(request)
+
+
+def _tensorrt_rtx(request: EngineRequest) -> Engine:
+    from shotstream.export.trt.engine import tensorrt_rtx_engine
+
+    return tensorrt_rtx_engine(request)
 
 
 def _mount(app: typer.Typer) -> None:

@@ -21,7 +21,7 @@ from shotstream.runtime.plugins import Registry
 
 PACKAGES = (
     "shotstream", "torch", "triton", "numpy", "av", "pillow", "safetensors", "diffusers", "transformers",
-    "huggingface_hub", "flash_attn", "onnxruntime", "tensorrt",
+    "huggingface_hub", "flash_attn", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx_cu13_bindings",
 )  # fmt: skip
 _CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 _HIDDEN = ("asimd", "sve", "bf16")
@@ -148,21 +148,22 @@ def _backends(registry: Registry) -> list[Check]:
 class _Needs:
     """What a backend needs beside being registered by a plugin."""
 
-    package: str | None = None
+    packages: tuple[str, ...] = ()
+    """By the names they are imported by; any one of them."""
     cuda: bool = False
 
 
 _ENGINES: Mapping[str, _Needs] = {
     "eager": _Needs(),
     "graph": _Needs(),
-    "onnx": _Needs("onnxruntime"),
-    "tensorrt": _Needs("tensorrt", cuda=True),
-    "tensorrt-rtx": _Needs("tensorrt_rtx", cuda=True),
+    "onnx": _Needs(("onnxruntime",)),
+    "tensorrt": _Needs(("tensorrt",), cuda=True),
+    "tensorrt-rtx": _Needs(("tensorrt_rtx", "tensorrt_rtx_bindings"), cuda=True),
 }
 _ATTENTION: Mapping[str, _Needs] = {
     "sdpa": _Needs(),
-    "triton": _Needs("triton", cuda=True),
-    "flash": _Needs("flash_attn", cuda=True),
+    "triton": _Needs(("triton",), cuda=True),
+    "flash": _Needs(("flash_attn",), cuda=True),
 }
 
 
@@ -174,8 +175,8 @@ def why_not(name: str, registered: list[str], known: Mapping[str, _Needs]) -> st
         reasons.append("no installed plugin offers it")
     if needs.cuda and not torch.cuda.is_available():
         reasons.append("no CUDA device")
-    if needs.package is not None and importlib.util.find_spec(needs.package) is None:
-        reasons.append(f"the package {needs.package} is not installed")
+    if needs.packages and not any(importlib.util.find_spec(package) for package in needs.packages):
+        reasons.append(f"the package {needs.packages[0]} is not installed")
     return ", ".join(reasons) or None
 
 
