@@ -9,14 +9,17 @@ from typing import Any, cast
 
 import torch
 
+from shotstream.export.decoder_graphs import decoder_specs
 from shotstream.export.graphs import GraphSpec
 from shotstream.export.segment_graphs import segment_spec
 from shotstream.export.segments import cut
+from shotstream.export.step import step_spec
+from shotstream.export.text_graphs import text_specs
 from shotstream.runtime.config import TINY, WAN_1_3B, DiTConfig
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.plugins import ModelParts
 from shotstream.runtime.presets import TINY_LATENT, hash_weights, load_transformer
-from shotstream.runtime.wan import WanSizes
+from shotstream.runtime.wan import RandomTextEncoder, WanSizes
 
 SEGMENTS, STEP, DECODER, TEXT = CONTENTS = ("segments", "step", "decoder", "text")
 """Kinds of graphs. Segments bear the names of `segments.signatures`, others begin with their kind."""
@@ -27,9 +30,16 @@ Specs = dict[str, Callable[[], GraphSpec]]
 def graph_specs(parts: ModelParts, dtype: torch.dtype, wanted: Sequence[str] = CONTENTS) -> Specs:
     """Specifications by graph name, of the kinds wanted that the model has."""
     specs: Specs = {}
+    transformer, latent_shape = parts.transformer, parts.latent_shape
     if SEGMENTS in wanted:
-        for name, module in cut(parts.transformer, parts.latent_shape).items():
-            specs[name] = partial(segment_spec, name, module, parts.config, parts.latent_shape, dtype)
+        for name, module in cut(transformer, latent_shape).items():
+            specs[name] = partial(segment_spec, name, module, parts.config, latent_shape, dtype)
+    if STEP in wanted:
+        specs[STEP] = partial(step_spec, transformer, latent_shape, dtype)
+    if DECODER in wanted and parts.decoder is not None:
+        specs |= decoder_specs(parts.decoder, latent_shape[1:])
+    if TEXT in wanted and parts.text is not None and not isinstance(parts.text, RandomTextEncoder):
+        specs |= text_specs(parts.text)
     return specs
 
 
