@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from shotstream.runtime.cli.engine_options import EngineOption, parsed_options, say_on
+
 
 def mount(app: typer.Typer) -> None:
     """Add `parity`."""
@@ -19,13 +21,16 @@ def parity(
     as_json: Annotated[bool, typer.Option("--json", help="As json on standard output instead of a table.")] = False,
     only: Annotated[str | None, typer.Option("--only", help="Only cases with this in their name.")] = None,
     engine: Annotated[
-        str, typer.Option("--engine", help="eager: every case. graph: whole shots through its fused passes.")
+        str, typer.Option("--engine", help="eager: every case. Others: whole shots and stories, as they play them.")
     ] = "eager",
-    device: Annotated[str, typer.Option("--device", help="With --engine graph: cpu, cuda, cuda:1 ...")] = "cpu",
+    engine_option: EngineOption = None,
+    device: Annotated[str, typer.Option("--device", help="Not with eager: cpu, cuda, cuda:1 ...")] = "cpu",
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="With --engine graph: float32, bfloat16; default: each case's own.")
+        str | None, typer.Option("--dtype", help="Not with eager: float32, bfloat16; default: each case's own.")
     ] = None,
-    fp8: Annotated[str, typer.Option("--fp8", help="With --engine graph: none, cache, linears or all.")] = "none",
+    fp8: Annotated[
+        str, typer.Option("--fp8", help="Not with eager: none, cache, linears or all; the same as --engine-option.")
+    ] = "none",
 ) -> None:
     """Compare every case of a vector file with our code; the exit code is 1 if any misses its bound."""
     from rich.console import Console
@@ -35,26 +40,27 @@ def parity(
     from shotstream.runtime.runtime import assemble_registry
 
     registry = assemble_registry()
-    if engine == "graph":
-        from shotstream.runtime.parity.graph import graph_parity
-
-        groups = [graph_parity(registry, device, dtype, fp8).group()]
-    elif engine != "eager":
-        raise UserError(f"vectors are checked with the engine eager or graph, not '{engine}'")
-    elif (device, dtype, fp8) != ("cpu", None, "none"):
-        raise UserError("--device, --dtype and --fp8 go with --engine graph")
-    else:
-        groups = list(runtime_groups())
-        for name in registry.names("parity"):
-            groups += registry.factory("parity", name)()
     console = Console(stderr=True)
     with console.status("reading ...") as status:
+        if engine != "eager":
+            from shotstream.runtime.parity.engines import engine_parity
+
+            options = parsed_options(engine_option or ()) | ({} if fp8 == "none" else {"fp8": fp8})
+            if engine == "graph":
+                options = {"exact_blocks": 0} | options  # the toy models have few blocks
+            groups = [engine_parity(registry, engine, device, dtype, options, say_on(console, status)).group()]
+        elif (device, dtype, fp8, engine_option) != ("cpu", None, "none", None):
+            raise UserError("--device, --dtype, --fp8 and --engine-option go with another --engine than eager")
+        else:
+            groups = list(runtime_groups())
+            for name in registry.names("parity"):
+                groups += registry.factory("parity", name)()
         report = run_parity(
             file,
             groups,
             only=only,
             on_case=lambda case: status.update(f"{case} ..."),
-            claimed_only=engine == "graph",
+            claimed_only=engine != "eager",
         )
     if as_json:
         typer.echo(report.to_json())

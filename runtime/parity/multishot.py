@@ -43,35 +43,44 @@ class ToyVae:
         return video.repeat_interleave(self.scale, -1).repeat_interleave(self.scale, -2).clamp(-1, 1)
 
 
+class ToyHistory:
+    """Pixels of finished shots, from which the context of the next one is chosen."""
+
+    def __init__(self, toy_vae: Mapping[str, Tensor]) -> None:
+        self.toy = ToyVae(toy_vae)
+        self.pixels: list[Tensor] = []
+
+    def context(self, like: Tensor, budget: int) -> tuple[Tensor, list[int]]:
+        """Context latents and their flags; zeros and flag 0 before the first shot. like: latents of the shot."""
+        chosen = choose_context([len(video) for video in self.pixels], budget)
+        if not chosen:
+            return like.new_zeros(1, budget, *like.shape[2:]), [0] * budget
+        frames = torch.stack([self.pixels[shot][frame] for shot, frame in chosen])
+        return self.toy.encode(frames)[None], [shot for shot, _ in chosen]
+
+    def add(self, latents: Tensor) -> None:
+        """A shot is over; latents ``[1, F, C, h, w]``."""
+        self.pixels.append(self.toy.decode(latents[0]))
+
+
 class _Story:
     def __init__(self, file: VectorFile, name: str) -> None:
         self.case = file.cases[name]
         self.steps, self.schedule = file.steps(self.case), file.schedule()
         frames = self.case["latents"][0].shape[1]
         self.model = file.model(self.case["weights"], local_frames=frames)
-        self.toy = ToyVae(self.case["toy_vae"])
+        self.history = ToyHistory(self.case["toy_vae"])
         size = self.case["latents"][0].shape[-2:]
         self.cache = DualCache(self.model.config, self.model.config.tokens_per_frame(*size))
         self.draws = iter(self.case["draws"])
         self.recorder = Recorder(self.model)
-        self.history: list[Tensor] = []
-        """Pixels of finished shots."""
-
-    def context(self, like: Tensor) -> tuple[Tensor, list[int]]:
-        """Context latents and their flags; zeros and flag 0 before the first shot."""
-        budget = self.model.config.context_frames
-        chosen = choose_context([len(video) for video in self.history], budget)
-        if not chosen:
-            return like.new_zeros(1, budget, *like.shape[2:]), [0] * budget
-        frames = torch.stack([self.history[shot][frame] for shot, frame in chosen])
-        return self.toy.encode(frames)[None], [shot for shot, _ in chosen]
 
     def play(self, shot: int, record: bool) -> tuple[Tensor, Tensor]:
         """Context latents and latents of one shot; its pixels join the history."""
         expected = self.case["latents"][shot]
         model = cast(Transformer, self.recorder) if record else self.model
         config = self.model.config
-        cond, context_flags = self.context(expected)
+        cond, context_flags = self.history.context(expected, config.context_frames)
         flags = torch.tensor([*context_flags, context_flags[-1] + 1])
         conditions = conditions_of(self.model, self.case["prompt_embeds"][shot], flags, config.context_frames)
         context_pass(model, cond, conditions, self.cache.context())
@@ -83,7 +92,7 @@ class _Story:
             clean_pass(model, x0, start, conditions, keys)
             output.append(x0)
         latents = torch.cat(output, dim=1)
-        self.history.append(self.toy.decode(latents[0]))
+        self.history.add(latents)
         return cond, latents
 
 
@@ -112,7 +121,7 @@ def _check(file: VectorFile, name: str) -> Iterator[Row]:
     for shot, pair in enumerate(latents):
         yield compare_all(name, f"latents of shot {shot}", [pair], FLOAT32)
     if "video_every_27th_frame" in case:
-        video = torch.cat(story.history)[::27]
+        video = torch.cat(story.history.pixels)[::27]
         yield _compare_video(name, video, case["video_every_27th_frame"])
     if calls:
         flat = [c for entry in calls for c in entry] if isinstance(calls[0], list) else list(calls)

@@ -13,7 +13,7 @@ import torch
 from films import film, latents_of
 
 from shotstream.runtime.parity import run_parity
-from shotstream.runtime.parity.graph import GraphParity
+from shotstream.runtime.parity.engines import EngineParity
 from shotstream.runtime.runtime import Runtime
 
 pytestmark = [
@@ -130,7 +130,7 @@ def test_it_agrees_with_the_reference(gpu_runtime: MakeRuntime, chosen: dict[str
     """Heads of the vectors are narrower than the attention kernel's, so attention is torch's; operations are ours."""
     options = _options(chosen)
     ops = gpu_runtime(ops=options.get("ops")).engine.ops  # type: ignore[attr-defined]
-    parity = GraphParity(torch.device("cuda"), options["dtype"], options["engine_options"]["fp8"], ops)
+    parity = EngineParity(torch.device("cuda"), options["dtype"], options["engine_options"] | {"exact_blocks": 0}, ops)
     report = run_parity(VECTORS, [parity.group()], claimed_only=True)
     found = [row for row in report.rows if row.error is not None]
     assert {row.case for row in found} == {"student_A", "student_A_onecaption"}
