@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 PLAN, KEY = "engine.plan", "key.json"
 FORMAT = 1
 _PART, _LOCKS = ".part-", ".locks"
+_CHANGED = "its plan is not the one that was built"
 
 Shape = tuple[int, ...]
 Profile = tuple[Shape, Shape, Shape]
@@ -139,11 +140,14 @@ class EngineStore:
 
     def load(self, entry: Entry) -> bytes:
         """The plan, checked against its hash. UserError if it is not what was built."""
-        again = self._read(entry.folder, entry.key)
+        try:
+            again = self._read(entry.folder, entry.key)
+        except FileNotFoundError:
+            raise UserError(f"{entry.folder} was removed meanwhile; build it again") from None
         with _sentences(entry.folder):
             plan = (entry.folder / PLAN).read_bytes()
             if hashlib.sha256(plan).hexdigest() != again.built.sha256:
-                raise _broken(entry.folder, "its plan is not the one that was built")
+                raise _broken(entry.folder, _CHANGED)
             with suppress(OSError):  # a store that others own may be read all the same
                 os.utime(entry.folder / KEY)
         return plan
@@ -166,8 +170,8 @@ class EngineStore:
         for entry, why in self.entries():
             if entry is None:
                 wrong.append(why)
-            elif hash_of(entry.folder / PLAN) != entry.built.sha256:
-                wrong.append(str(_broken(entry.folder, "its plan is not the one that was built")))
+            elif not _whole(entry):
+                wrong.append(str(_broken(entry.folder, _CHANGED)))
         return wrong
 
     def _read(self, folder: Path, expected: EngineKey | None = None) -> Entry:
@@ -231,7 +235,7 @@ class EngineStore:
     def prune(self, unwanted: Callable[[Entry], bool], *, broken: bool = True) -> list[str]:
         """Delete engines, what is broken, and what dead builders left; the names of the folders that went.
 
-        Engines that somebody is building just now are left alone.
+        Engines that somebody is building just now are left alone. Every plan is read.
         """
         gone = []
         for path in sorted(self.root.iterdir()):
@@ -252,11 +256,12 @@ class EngineStore:
 
     def _goes(self, folder: Path, unwanted: Callable[[Entry], bool], broken: bool) -> bool:
         try:
-            return unwanted(self._read(folder))
+            entry = self._read(folder)
+            return unwanted(entry) or (broken and not _whole(entry))
         except FileNotFoundError:
             return False
-        except UserError:
-            return broken and (folder / PLAN).exists()  # a stranger's folder is not ours to delete
+        except UserError:  # a stranger's folder is not ours to delete
+            return broken and any((folder / name).exists() for name in (PLAN, KEY))
 
     def _sweep(self, folder: str) -> None:
         """Remove what dead builders of an engine left; its lock is held, so none of them lives."""
@@ -297,6 +302,11 @@ def _flush(path: Path) -> None:
     """Onto the disk, so that a power cut after the rename finds the content there."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _whole(entry: Entry) -> bool:
+    with _sentences(entry.folder):
+        return hash_of(entry.folder / PLAN) == entry.built.sha256
 
 
 def _broken(folder: Path, why: str) -> UserError:

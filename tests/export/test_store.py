@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -100,7 +101,7 @@ DAMAGES = {
     "changed": "not the one that was built",
     "no plan": "has no engine.plan",
     "no key": "has no key.json",
-    "garbage": "cannot be read .Input data was truncated.",
+    "garbage": "cannot be read (Input data was truncated)",
     "newer format": "has format 2, and this version reads 1",
     "foreign": "something else than its name says",
 }
@@ -110,13 +111,16 @@ DAMAGES = {
 def test_a_damaged_engine_is_never_loaded(store: EngineStore, how: str) -> None:
     entry, _ = store.get_or_build(ENGINE, writes(b"plan"))
     damage(entry.folder, how)
-    with pytest.raises(UserError, match=f"is broken: .*{DAMAGES[how]}; remove it with"):
+    with pytest.raises(UserError, match=f"is broken: .*{re.escape(DAMAGES[how])}; remove it with: shotstream export"):
         store.load(entry)
     assert [sentence for sentence in store.verify() if DAMAGES[how] in sentence]
     if how != "changed":  # whose size is right: only a look at its content tells
-        _, built = store.get_or_build(ENGINE, writes(b"plan"))
-        assert built
+        assert store.get_or_build(ENGINE, writes(b"plan"))[1]
         assert store.verify() == []
+        damage(entry.folder, how)
+    assert store.prune(lambda entry: False) == [entry.folder.name]
+    assert store.get_or_build(ENGINE, writes(b"plan"))[1]
+    assert store.verify() == []
 
 
 @pytest.mark.parametrize("where", ["build", "flush", "rename"])
@@ -202,6 +206,13 @@ def test_prune_removes_what_is_unwanted_broken_or_left_behind_only(store: Engine
     assert sorted(gone) == sorted([made["head"].folder.name, made["tail"].folder.name, part.name])
     assert strange.is_dir()
     assert [entry.key.graph for entry, _ in store.entries() if entry] == ["mid_0"]
+
+
+def test_an_engine_that_was_removed_meanwhile_is_a_sentence(store: EngineStore) -> None:
+    entry, _ = store.get_or_build(ENGINE, writes(b"plan"))
+    store.remove(entry.folder.name)
+    with pytest.raises(UserError, match="was removed meanwhile; build it again"):
+        store.load(entry)
 
 
 def test_loading_counts_as_use(store: EngineStore) -> None:
