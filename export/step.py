@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shotstream.export.cache_chunk_attention import add_body, cache_chunk_attention, translations
@@ -82,8 +83,9 @@ class _QueryKeyNorm(nn.Module):
         return q, k, v.contiguous()
 
     def _normed(self, x_LHK: Tensor, weight_D: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-        x_LD = x_LHK.flatten(1).float()
-        x_LD = x_LD * torch.rsqrt(x_LD.square().mean(-1, keepdim=True) + self.eps) * weight_D.float()
+        # Written out, the exporter would make it a node of 16-bit rows and float32 weight, of which nobody is sure
+        # what type the result has.
+        x_LD = F.rms_norm(x_LHK.flatten(1).float(), weight_D.shape, weight_D.float(), self.eps)
         return rotate(x_LD.unflatten(-1, (self.heads, -1)), *table).to(x_LHK.dtype)
 
 
@@ -116,6 +118,19 @@ def step_spec(model: Any, latent_shape: tuple[int, int, int], dtype: torch.dtype
         translations(),
         add_body,
     )
+
+
+def step_profiles(spec: GraphSpec) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """Least, usual and largest shape of every input with free sizes, as an engine's builder wants them."""
+
+    def shape(name: str, bound: int) -> tuple[int, ...]:
+        sizes = list(spec.inputs[name].shape)
+        for axis, text in spec.dynamic[name].items():
+            times, _, dim = text.rpartition("*")
+            sizes[axis] = int(times or 1) * spec.ranges[dim][bound]
+        return tuple(sizes)
+
+    return {name: (shape(name, 0), tuple(spec.inputs[name].shape), shape(name, 1)) for name in spec.dynamic}
 
 
 def example_step_inputs(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shotstream.export.cache_chunk_attention import add_body, cache_chunk_attention, translations
 from shotstream.export.graphs import GraphSpec, write_graph
 from shotstream.export.step import StepGraph, example_step_inputs, step_spec
+from shotstream.runtime.model.transformer import Transformer
 
 TOLERANCE = 3e-6
 
@@ -98,6 +99,14 @@ def test_in_bfloat16_all_of_the_file_is(tmp_path: Path) -> None:
     onnx.checker.check_model(model, full_check=True)
     types = {port.type.tensor_type.elem_type for port in (*model.graph.input, *model.graph.output)}
     assert types == {onnx.TensorProto.BFLOAT16}
+
+
+def test_a_step_in_bfloat16_is_typed_in_every_opset(tmp_path: Path) -> None:
+    """From opset 23 on the exporter makes norms one node, whose result ONNX and TensorRT type by its input."""
+    parts = small_parts()
+    model = Transformer(dataclasses.replace(parts.config, layers=1)).bfloat16().requires_grad_(False).eval()
+    write_graph(step_spec(model, parts.latent_shape, torch.bfloat16), tmp_path, "step.onnx", 23)
+    onnx.checker.check_model(onnx.load(tmp_path / "step.onnx"), full_check=True)
 
 
 def test_without_the_body_onnx_runtime_refuses_the_node(tmp_path: Path) -> None:
