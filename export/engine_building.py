@@ -16,7 +16,8 @@ from shotstream.export.eight_bit import eight_bit_export
 from shotstream.export.exporting import PRECISIONS
 from shotstream.export.precision import FP8_FOLDER
 from shotstream.export.segments import signatures
-from shotstream.export.store import EngineKey, EngineStore, Entry
+from shotstream.export.store import EngineStore
+from shotstream.export.store_entry import EngineKey, Entry
 from shotstream.export.trt.build import BuildOrder, build_apart
 from shotstream.export.trt.keys import engine_key
 from shotstream.export.trt.product import Product

@@ -12,7 +12,8 @@ import typer
 from shotstream.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from shotstream.export.store import EngineStore, Entry
+    from shotstream.export.store import EngineStore
+    from shotstream.export.store_entry import Entry
 
 Store = Annotated[Path | None, typer.Option("--store", help="Folder of engines; default: ~/.cache/shotstream/engines.")]
 _DAY, _GB, _MIB = 86400, 1e9, 2**20

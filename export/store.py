@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,78 +22,24 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from shotstream.export.artifact import hash_of
+from shotstream.export.store_entry import (
+    CHANGED,
+    FORMAT,
+    KEY,
+    PLAN,
+    Built,
+    EngineKey,
+    Entry,
+    broken,
+    read_entry,
+    sentences,
+    whole,
+)
 from shotstream.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
-PLAN, KEY = "engine.plan", "key.json"
-FORMAT = 1
 _PART, _LOCKS = ".part-", ".locks"
-_CHANGED = "its plan is not the one that was built"
-
-Shape = tuple[int, ...]
-Profile = tuple[Shape, Shape, Shape]
-"""Least, usual and largest shape of an input."""
-
-
-@dataclass(frozen=True)
-class EngineKey:
-    """All that decides what an engine computes and where it runs.
-
-    graph: name in the export. graph_sha256: of its files together. profiles: by input with free sizes. product and
-    version: who built it. targets: GPU architectures such as sm_120; none: wherever the product runs. plugins: version
-    of our plugins inside, "" without any.
-    """
-
-    graph: str
-    weights_hash: str
-    graph_sha256: str
-    profiles: Mapping[str, Profile]
-    precision: str
-    product: str
-    version: str
-    targets: tuple[str, ...] = ()
-    plugins: str = ""
-
-    @property
-    def folder(self) -> str:
-        """Name of the engine's folder."""
-        digest = hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
-        return f"{self.graph.replace('/', '-')}-{digest[:32]}"
-
-    def runs_on(self, gpu: str) -> bool:
-        """Whether it was built for a GPU of this architecture."""
-        return not self.targets or gpu in self.targets
-
-    def differences(self, other: EngineKey) -> list[str]:
-        """In what the two differ, in words."""
-        names = [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
-        return [name.replace("_", " ") for name in names]
-
-
-@dataclass(frozen=True)
-class Built:
-    """How a plan came about. at: seconds since 1970. peak_mb: memory of the building process."""
-
-    sha256: str
-    nbytes: int
-    seconds: float
-    peak_mb: float
-    at: float
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One engine of a store."""
-
-    folder: Path
-    key: EngineKey
-    built: Built
-
-    @property
-    def used(self) -> float:
-        """When it was last loaded or built, seconds since 1970."""
-        return (self.folder / KEY).stat().st_mtime
 
 
 class EngineStore:
@@ -103,14 +48,14 @@ class EngineStore:
     def __init__(self, root: Path) -> None:
         """Raises UserError if the folder cannot be made."""
         self.root = root
-        with _sentences(root):
+        with sentences(root):
             (root / _LOCKS).mkdir(parents=True, exist_ok=True)
 
     # -------------------------------------------------------------------------------- reading
     def find(self, key: EngineKey) -> Entry | None:
         """The engine of exactly this key, if it is there and whole; its plan's content is not looked at."""
         try:
-            return self._read(self.root / key.folder, key)
+            return read_entry(self.root / key.folder, key)
         except FileNotFoundError:
             return None
         except UserError as error:
@@ -141,24 +86,24 @@ class EngineStore:
     def load(self, entry: Entry) -> bytes:
         """The plan, checked against its hash. UserError if it is not what was built."""
         try:
-            again = self._read(entry.folder, entry.key)
+            again = read_entry(entry.folder, entry.key)
         except FileNotFoundError:
             raise UserError(f"{entry.folder} was removed meanwhile; build it again") from None
-        with _sentences(entry.folder):
+        with sentences(entry.folder):
             plan = (entry.folder / PLAN).read_bytes()
             if hashlib.sha256(plan).hexdigest() != again.built.sha256:
-                raise _broken(entry.folder, _CHANGED)
+                raise broken(entry.folder, CHANGED)
             with suppress(OSError):  # a store that others own may be read all the same
                 os.utime(entry.folder / KEY)
         return plan
 
     def entries(self) -> Iterator[tuple[Entry | None, str]]:
         """Every engine, by name; for a folder that is none, None and why."""
-        with _sentences(self.root):
+        with sentences(self.root):
             folders = sorted(path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
         for folder in folders:
             try:
-                yield self._read(folder), ""
+                yield read_entry(folder), ""
             except FileNotFoundError:
                 yield None, f"{folder} is no engine of ours"
             except UserError as error:
@@ -170,29 +115,9 @@ class EngineStore:
         for entry, why in self.entries():
             if entry is None:
                 wrong.append(why)
-            elif not _whole(entry):
-                wrong.append(str(_broken(entry.folder, _CHANGED)))
+            elif not whole(entry):
+                wrong.append(str(broken(entry.folder, CHANGED)))
         return wrong
-
-    def _read(self, folder: Path, expected: EngineKey | None = None) -> Entry:
-        """FileNotFoundError if there is no such folder; UserError if it is not what it should be."""
-        if not folder.is_dir():
-            raise FileNotFoundError(folder)
-        try:
-            found = msgspec.json.decode((folder / KEY).read_bytes())
-            if found["format"] != FORMAT:
-                raise _broken(folder, f"its {KEY} has format {found['format']}, and this version reads {FORMAT}")
-            entry = Entry(folder, msgspec.convert(found["key"], EngineKey), msgspec.convert(found["built"], Built))
-            nbytes = (folder / PLAN).stat().st_size
-        except FileNotFoundError as error:
-            raise _broken(folder, f"it has no {Path(error.filename).name}") from None
-        except (msgspec.MsgspecError, KeyError, TypeError) as error:
-            raise _broken(folder, f"its {KEY} cannot be read ({error})") from None
-        if entry.key.folder != folder.name or (expected is not None and entry.key != expected):
-            raise _broken(folder, "it holds an engine of something else than its name says")
-        if nbytes != entry.built.nbytes:
-            raise _broken(folder, f"its plan has {nbytes} bytes of {entry.built.nbytes}")
-        return entry
 
     # -------------------------------------------------------------------------------- writing
     def get_or_build(
@@ -210,11 +135,11 @@ class EngineStore:
 
     def _built(self, key: EngineKey, build: Callable[[Path], Mapping[str, float]]) -> Entry:
         self._sweep(key.folder)
-        with _sentences(self.root):
+        with sentences(self.root):
             scratch = Path(tempfile.mkdtemp(dir=self.root, prefix=f"{_PART}{key.folder}-"))
         try:
             plan = scratch / PLAN
-            with _sentences(self.root):
+            with sentences(self.root):
                 facts = build(plan)
                 built = Built(hash_of(plan), plan.stat().st_size, at=time.time(), **facts)
                 _write_json(scratch / KEY, {"format": FORMAT, "key": key, "built": built})
@@ -232,7 +157,7 @@ class EngineStore:
             (self.root / folder).rename(away / "old")
             shutil.rmtree(away, ignore_errors=True)
 
-    def prune(self, unwanted: Callable[[Entry], bool], *, broken: bool = True) -> list[str]:
+    def prune(self, unwanted: Callable[[Entry], bool], *, damaged: bool = True) -> list[str]:
         """Delete engines, what is broken, and what dead builders left; the names of the folders that went.
 
         Engines that somebody is building just now are left alone. Every plan is read.
@@ -244,24 +169,24 @@ class EngineStore:
                 continue
             part = name.startswith(_PART)
             engine = name.removeprefix(_PART).rpartition("-")[0] if part else name
-            with suppress(Timeout), _sentences(self.root), FileLock(self._lock(engine), timeout=0):
+            with suppress(Timeout), sentences(self.root), FileLock(self._lock(engine), timeout=0):
                 if part:
                     shutil.rmtree(path, ignore_errors=True)
-                elif self._goes(path, unwanted, broken):
+                elif self._goes(path, unwanted, damaged):
                     self.remove(name)
                 else:
                     continue
                 gone.append(name)
         return gone
 
-    def _goes(self, folder: Path, unwanted: Callable[[Entry], bool], broken: bool) -> bool:
+    def _goes(self, folder: Path, unwanted: Callable[[Entry], bool], damaged: bool) -> bool:
         try:
-            entry = self._read(folder)
-            return unwanted(entry) or (broken and not _whole(entry))
+            entry = read_entry(folder)
+            return unwanted(entry) or (damaged and not whole(entry))
         except FileNotFoundError:
             return False
         except UserError:  # a stranger's folder is not ours to delete
-            return broken and any((folder / name).exists() for name in (PLAN, KEY))
+            return damaged and any((folder / name).exists() for name in (PLAN, KEY))
 
     def _sweep(self, folder: str) -> None:
         """Remove what dead builders of an engine left; its lock is held, so none of them lives."""
@@ -274,7 +199,7 @@ class EngineStore:
     @contextmanager
     def _held(self, folder: str, waiting: Callable[[], None] | None) -> Iterator[None]:
         """The system frees the lock of a process that dies, however it dies."""
-        with _sentences(self.root):
+        with sentences(self.root):
             lock = FileLock(self._lock(folder))
             try:
                 lock.acquire(timeout=0)
@@ -302,26 +227,3 @@ def _flush(path: Path) -> None:
     """Onto the disk, so that a power cut after the rename finds the content there."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _whole(entry: Entry) -> bool:
-    with _sentences(entry.folder):
-        return hash_of(entry.folder / PLAN) == entry.built.sha256
-
-
-def _broken(folder: Path, why: str) -> UserError:
-    return UserError(f"{folder} is broken: {why}; remove it with: shotstream export engines prune, and build again")
-
-
-@contextmanager
-def _sentences(place: Path) -> Iterator[None]:
-    """Errors of the file system as sentences."""
-    try:
-        yield
-    except Timeout:
-        raise
-    except OSError as error:
-        said = error.strerror or str(error)
-        raise UserError(
-            f"the engine store cannot use {place}: {said}; free some space or choose another --store"
-        ) from (error)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from shotstream.export.artifact import Graph, Manifest
 from shotstream.export.segment_graphs import CAPTIONS, FRAMES, most_frames
-from shotstream.export.store import EngineKey, Profile
+from shotstream.export.store_entry import EngineKey, Profile
 from shotstream.export.trt.product import Product
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError

@@ -98,7 +98,12 @@ class TrtRunner:
         for port, tensor in (*given.items(), *zip(signature.outputs, outputs, strict=True)):
             if not context.set_tensor_address(port, tensor.data_ptr()):
                 raise self._failed(name, f"take {port}")
-        if not context.execute_async_v3(self._stream()):
+        stream = self._stream()
+        if _capturing() and hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(stream):
+            raise UserError(
+                f"{self.product.title} cannot be captured in {name}; give the engine the option capture=false"
+            )
+        if not context.execute_async_v3(stream):
             raise self._failed(name, "run")
         return outputs
 
@@ -189,6 +194,11 @@ def _keep(cache: Any, path: Path) -> None:
         scratch.replace(path)
     except OSError as error:
         log.warning("the kernels of TensorRT-RTX were not kept in %s: %s", path, error.strerror)
+
+
+def _capturing() -> bool:
+    """Whether the current stream's work becomes a CUDA graph."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _sizes(shape: Iterable[int]) -> str:

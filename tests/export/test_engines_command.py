@@ -21,7 +21,8 @@ from shotstream.export.artifact import read_manifest
 from shotstream.export.calibration import LAYER_SETS, Accuracy, Report
 from shotstream.export.engines_command import mount
 from shotstream.export.precision import FP8_FOLDER, PRODUCTS
-from shotstream.export.store import KEY, EngineStore
+from shotstream.export.store import EngineStore
+from shotstream.export.store_entry import KEY
 from shotstream.export.trt import product as products
 from shotstream.runtime.errors import UserError
 

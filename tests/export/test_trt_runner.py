@@ -5,7 +5,9 @@ The contexts are those of a stand-in that computes on the CPU (fakes/tensorrt.py
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +72,11 @@ def runner(product: Product, store: Path) -> TrtRunner:
     return runner_of(product, store)
 
 
-def runner_of(product: Product, store: Path, **changed: bytes) -> TrtRunner:
+def runner_of(product: Product, store: Path, kernels: Path | None = None, **changed: bytes) -> TrtRunner:
     held = EngineStore(store)
     plans = {entry.key.graph: held.load(entry) for entry, _ in held.entries() if entry} | changed
-    return TrtRunner(product, [(n, lambda n=n: plans[n]) for n in plans], signatures(CONFIG), torch.device("cpu"))
+    given = [(name, partial(plans.__getitem__, name)) for name in plans]
+    return TrtRunner(product, given, signatures(CONFIG), torch.device("cpu"), kernels)
 
 
 def inputs_of(name: str, frames: int = 3) -> list[torch.Tensor]:
@@ -135,6 +138,42 @@ def test_what_an_engine_does_not_take_is_refused(runner: TrtRunner, product: Pro
     product.module.failing.add("qkv")
     with pytest.raises(UserError, match="TensorRT could not take qkv in head"):
         runner("head", [latent, time])
+
+
+def test_rtx_keeps_what_it_compiled_from_one_start_to_the_next(
+    product: Product, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rtx = fake_tensorrt(monkeypatch, "tensorrt-rtx")
+    calls = rtx.module.calls
+    file = tmp_path / "rtx.kernels"
+    kept = runner_of(rtx, store, kernels=file)
+    for frames in (3, 3, 6):
+        kept("head", inputs_of("head", frames))
+    assert [call[1] for call in calls if call[0] == "kernels"] == [b"", b"kernels "]
+    del kept
+    gc.collect()
+    assert file.read_bytes() == b"kernels kernels "
+
+    calls.clear()
+    runner_of(rtx, store, kernels=file)("head", inputs_of("head"))
+    assert [call[1] for call in calls if call[0] == "kernels"] == [b"kernels kernels "]
+    file.write_bytes(b"of another GPU")
+    calls.clear()
+    runner_of(rtx, store, kernels=file)("head", inputs_of("head"))
+    assert [call[1] for call in calls if call[0] == "kernels"] == [b""]
+
+
+def test_what_rtx_cannot_capture_is_said_before_a_graph_is_spoilt(
+    product: Product, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rtx = fake_tensorrt(monkeypatch, "tensorrt-rtx")
+    runner = runner_of(rtx, store, kernels=tmp_path / "rtx.kernels")
+    runner("head", inputs_of("head"))
+    monkeypatch.setattr(running, "_capturing", lambda: True)
+    runner("head", inputs_of("head"))
+    monkeypatch.setattr(rtx.module, "capturable", False)
+    with pytest.raises(UserError, match=r"TensorRT-RTX cannot be captured in head; .* capture=false"):
+        runner("head", inputs_of("head"))
 
 
 def test_plans_of_something_else_are_refused(product: Product, store: Path) -> None:

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -44,15 +43,14 @@ def small_export(precision: str = "float32") -> Path:
     return folder
 
 
-def fake_tensorrt(monkeypatch: pytest.MonkeyPatch) -> Product:
-    """The stand-in, as if it were installed; also in child processes."""
+def fake_tensorrt(monkeypatch: pytest.MonkeyPatch, name: str = "tensorrt") -> Product:
+    """The stand-in for a product, as if it were installed; also in child processes."""
     monkeypatch.syspath_prepend(str(FAKES))
     monkeypatch.setenv("PYTHONPATH", str(FAKES))
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    product = load_product("tensorrt")
-    module: ModuleType = product.module
-    monkeypatch.setitem(sys.modules, "tensorrt", module)  # and gone afterwards
-    return product
+    for module in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, module, None)  # so that it is gone afterwards
+        del sys.modules[module]
+    return load_product(name)
 
 
 def fill_store(root: Path, product: Product, folder: Path) -> Manifest:
