@@ -98,7 +98,6 @@ class Pipeline:
     def teacher(self) -> bool:
         """Train the bidirectional next-shot model."""
         recipe = self.recipe.teacher
-        recipe = replace(recipe, model=replace(recipe.model, noise_share=self.recipe.noise_share))
         sources = [self._data()]
         if self.recipe.images is not None:
             sources.append(LatentStories(self.out / "images", self.recipe.images))

@@ -33,8 +33,9 @@ class Recipe:
 
     ``source`` is "world" (stories rendered from seeds) or "videos" (real clips; this version only explains such
     recipes). ``context_noise`` is the student's (see ``DiTConfig``), in all its stages and in what is exported;
-    ``steady`` is the exported codec's (see ``TinyVAEConfig``). ``noise_share`` (see ``DiTConfig``) is the teacher's and
-    the student's alike.
+    ``steady`` is the exported codec's (see ``TinyVAEConfig``). ``noise_share`` (see ``DiTConfig``) is the student's, in
+    its pairs and stages and in what is exported; the teacher has its own. More than the teacher's makes its
+    trajectories calmer.
     """
 
     name: str

@@ -8,7 +8,7 @@ the parts of the scene are (:class:`PartHead`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class TeacherRecipe:
     ``train_only`` limits training to parameters with that word in their name (the reference's ``self_attn``);
     ``init`` is a file with weights to start from. ``weighting``: "uniform", or the reference's "gaussian".
     ``parts_weight`` is the weight of the second loss, 0 for none, read from block ``parts_layer``; ``motion_weight``
-    that of :func:`losses.motion_loss`.
+    that of :func:`losses.motion_loss`. ``noise_share`` replaces the model's.
     """
 
     model: DiTConfig = TINY
@@ -65,6 +65,7 @@ class TeacherRecipe:
     parts_weight: float = 0.25
     parts_layer: int = 3
     motion_weight: float = 0.0
+    noise_share: float = 0.0
     optimizer: str = "muon"
     betas: tuple[float, float] = (0.9, 0.99)
     train_only: str = ""
@@ -134,6 +135,7 @@ class TeacherStage:
         device: torch.device | str = "cpu",
     ) -> None:
         torch.manual_seed(recipe.seed)
+        recipe = replace(recipe, model=replace(recipe.model, noise_share=recipe.noise_share))
         self.recipe, self.sources, self.held_out, self.vae = recipe, list(sources), held_out, vae
         self.device = torch.device(device)
         self.model = start_model(recipe, device).to(self.device)

@@ -99,14 +99,16 @@ def test_all_stages_run_in_order_and_leave_weights_that_the_runtime_plays(run: P
 def test_shared_noise_and_the_motion_loss_reach_what_is_exported(run: Path, tmp_path: Path) -> None:
     for part in ("vae", "text", "latents", "images", "held_out"):
         (tmp_path / part).symlink_to(run / part)
-    recipe = replace(RECIPE, noise_share=0.5, context_noise=300.0, teacher=replace(TEACHER, motion_weight=0.5))
+    recipe = replace(
+        RECIPE, noise_share=0.6, context_noise=300.0, teacher=replace(TEACHER, motion_weight=4.0, noise_share=0.5)
+    )
     pipeline = Pipeline(recipe, tmp_path)
     for stage in ("teacher", "ode", "intra", "export"):
         assert pipeline.run(stage), stage
     assert "motion_6+3" in (tmp_path / "teacher" / "log.jsonl").read_text()
     assert load_dit_weights(tmp_path / "teacher" / "dit.safetensors", "teacher").config.noise_share == 0.5
     exported = load_dit_weights(tmp_path / "weights" / "dit.safetensors", "export").config
-    assert (exported.noise_share, exported.context_noise) == (0.5, 300.0)
+    assert (exported.noise_share, exported.context_noise) == (0.6, 300.0)
 
 
 def test_a_figure_that_is_not_finite_ends_the_stage_and_keeps_the_checkpoint(run: Path, tmp_path: Path) -> None:
