@@ -20,7 +20,7 @@ from shotstream.export.store import EngineStore
 from shotstream.export.store_entry import EngineKey, Entry
 from shotstream.export.trt.build import BuildOrder, build_apart
 from shotstream.export.trt.keys import engine_key
-from shotstream.export.trt.product import Product
+from shotstream.export.trt.product import Product, engine_targets
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.runtime import Runtime
@@ -53,14 +53,17 @@ def build_engines(
     store: EngineStore,
     folder: Path,
     product: Product,
-    targets: tuple[str, ...],
+    wanted: tuple[str, ...],
     manifest: Manifest,
     names: list[str],
     console: Console,
 ) -> list[Row]:
-    """An engine of each graph, in order; each is complete before the next is begun."""
+    """An engine of each graph, in order; each is complete before the next is begun. wanted: GPUs to build for."""
+    targets = engine_targets(product, wanted)
     rows = []
-    timing = f"{store.root / f'{product.name}-{product.version}.timing'}" if product.needs_gpu_to_build else ""
+    timing = ""
+    if product.needs_gpu_to_build:
+        timing = str(store.root / f"{product.name}-{product.version}-{targets[0]}.timing")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("engines", total=len(names))
@@ -73,7 +76,7 @@ def build_engines(
                 if not console.is_terminal:
                     console.print(f"{number + 1}/{len(names)} {name}")
                 graph = folder / manifest.graph(name).file
-                return build_apart(BuildOrder(product.name, str(graph), str(plan), key.profiles, targets, timing))
+                return build_apart(BuildOrder(product.name, str(graph), str(plan), key.profiles, wanted, timing))
 
             def wait() -> None:
                 console.print(f"{name} is being built by another process; waiting for it")

@@ -6,6 +6,7 @@ comes from a calibration. A strongly typed engine makes eight-bit products of th
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def quantise_graph(graph: Path, target: Path, amax: Mapping[str, float]) -> None
     for kind, largest in amax.items():
         _round(onnx, model.graph, found[kind], weights, kind, largest)
     onnx.save(model, str(target), save_as_external_data=True, location=f"{target.name}.data", size_threshold=1024)
+    shutil.copymode(target, target.with_name(f"{target.name}.data"))  # it would be for its owner alone
 
 
 def _products(graph: Any, weights: Mapping[str, Any]) -> dict[str, Any]:

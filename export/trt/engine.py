@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from shotstream.export.artifact import Manifest, read_manifest
 from shotstream.export.engine import SegmentOptions, segment_engine
 from shotstream.export.precision import FP8, FP8_FOLDER
 from shotstream.export.segments import HEAD, signatures
 from shotstream.export.store import EngineStore, default_store
 from shotstream.export.trt.keys import engine_key
-from shotstream.export.trt.product import RTX, TENSORRT, Product, load_product, unsupported
+from shotstream.export.trt.product import RTX, TENSORRT, Product, load_product, local_gpu, unsupported
 from shotstream.export.trt.runner import TrtRunner
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.graph.engine import GraphEngine
@@ -68,7 +66,7 @@ def _on_gpu(name: str, request: EngineRequest) -> GraphEngine:
     if request.device.type != "cuda":
         raise UserError(f"the engine '{name}' runs on a GPU; choose --device cuda, or the engine onnx")
     product = load_product(name)
-    gpu = "sm_{}{}".format(*torch.cuda.get_device_capability(request.device))
+    gpu = local_gpu(request.device)
     known = product.architectures()
     if known and gpu not in known:
         raise UserError(unsupported(product, gpu))

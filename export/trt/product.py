@@ -107,6 +107,20 @@ def missing_driver() -> str:
     return ""
 
 
+def local_gpu(device: Any = None) -> str:
+    """Architecture of a GPU of this machine, such as sm_90. UserError if torch cannot use it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("torch finds no GPU that it can use; install a torch for CUDA, or a newer driver")
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+def engine_targets(product: Product, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """What an engine's key says it was built for: what was wanted, or the GPU that TensorRT builds on."""
+    return (local_gpu(),) if product.needs_gpu_to_build else wanted
+
+
 def check_targets(product: Product, targets: tuple[str, ...], precision: str) -> None:
     """UserError for GPUs that the product does not build for, or that do not know the precision."""
     known = product.architectures()

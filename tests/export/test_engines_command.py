@@ -51,6 +51,7 @@ def _tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if TensorRT and a GPU were there."""
     fake_tensorrt(monkeypatch)
     monkeypatch.setattr(products, "missing_driver", lambda: "")
+    monkeypatch.setattr(products, "local_gpu", lambda: "sm_90")
 
 
 @pytest.mark.usefixtures("_tensorrt")
@@ -66,7 +67,8 @@ def test_engines_are_built_once_listed_and_verified(store: Path) -> None:
     assert rest.count("was there") == 2
     assert "5 engines" in rest
     shown = Answer("list", "--store", str(store)).text
-    assert all(name in shown for name in ("text_ctx", "head", "mid_0", "mid_1", "tail", "11.4.0.106"))
+    assert all(name in shown for name in ("text_ctx", "head", "mid_0", "mid_1", "tail", "11.4.0.106", "sm_90"))
+    assert list(store.glob("tensorrt-11.4.0.106-sm_90.timing"))
     assert "5 engines are as they were built, 0 are not" in Answer("verify", "--store", str(store)).text
 
 

@@ -6,6 +6,7 @@ The contexts are those of a stand-in that computes on the CPU (fakes/tensorrt.py
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,9 @@ import torch
 from films import film, latents_of
 from trt_files import LAYERS, fake_tensorrt, fill_store, small_export, small_parts
 
+from shotstream.export.calibration import Shots, calibrate, compare, play
+from shotstream.export.eight_bit import eight_bit_export
+from shotstream.export.precision import FP8_FOLDER
 from shotstream.export.segment_graphs import example_inputs
 from shotstream.export.segments import signatures
 from shotstream.export.store import EngineStore
@@ -200,6 +204,31 @@ def test_plans_of_something_else_are_refused(product: Product, store: Path) -> N
 def test_options_that_lead_nowhere_are_refused(make: Callable[..., Runtime], options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(**options)
+
+
+def test_an_engine_of_another_gpu_is_not_taken(small_runtime: MakeRuntime, product: Product, store: Path) -> None:
+    runtime = small_runtime(engine="eager", model_options=LAYERS)
+    given = {"folder": str(small_export()), "store": str(store)}
+    request = EngineRequest(runtime.parts, torch.device("cpu"), torch.float32, options=given)
+    stored_engine(product, "sm_90", request)
+    with pytest.raises(UserError, match="has an engine of text_ctx for tensorrt, but with other targets"):
+        stored_engine(product, "sm_86", request)
+
+
+def test_engines_in_eight_bits_make_nearly_the_same_film(
+    small_runtime: MakeRuntime, product: Product, tmp_path: Path
+) -> None:
+    folder = tmp_path / "graphs"
+    shutil.copytree(small_export(), folder)
+    segments = small_runtime("shotstream.export.plugin:plugin", engine="torch-segments", model_options=LAYERS)
+    shots = Shots("A forest. ", ["a fox waits"], seed=3)
+    report = calibrate(segments, shots)
+    eight_bit_export(folder, report)
+    fill_store(tmp_path / "store", product, folder / FP8_FOLDER)
+    given = {"folder": str(folder), "store": str(tmp_path / "store"), "precision": "fp8"}
+    eight = small_runtime(AsIfOnGpu(product), engine="tensorrt", engine_options=given, model_options=LAYERS)
+    made = compare(play(segments, shots), play(eight, shots), len(report.amax))
+    assert made.errors[7] == pytest.approx(report.loss(), rel=0.3)  # what the emulation foresaw
 
 
 def test_engines_of_another_model_or_of_none_are_refused(

@@ -57,7 +57,7 @@ def fill_store(root: Path, product: Product, folder: Path) -> Manifest:
     """Build every segment of an export into a store, in this process."""
     store, manifest = EngineStore(root), read_manifest(folder)
     for name, graph in manifest.graphs.items():
-        key = engine_key(manifest, name, product)
+        key = engine_key(manifest, name, product, ("sm_90",))
 
         def build(plan: Path, file: str = graph.file, profiles: Mapping = key.profiles) -> Mapping[str, float]:
             build_plan(product, BuildOrder(product.name, str(folder / file), str(plan), profiles))
