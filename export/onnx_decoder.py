@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,22 @@ from shotstream.export.artifact import Port, Source
 from shotstream.export.decoder_graphs import decoder_name, decoder_specs, latent_channels
 from shotstream.export.exporting import export_graphs
 from shotstream.export.graphs import OPSET
+from shotstream.export.int8 import INT8
+from shotstream.export.int8_decoder import quantise_decoder
+from shotstream.export.onnx_engine import cache_folder
 from shotstream.export.onnx_runtime import OnnxRunner, SessionSettings, check_provider
-from shotstream.export.stream_graph import FIRST, FRAMES, LATENT, STEP
+from shotstream.export.stream_graph import FIRST, FRAMES, LATENT, NEXT, STEP
 from shotstream.runtime.decoders.common import TIME_FACTOR, check_latents
 from shotstream.runtime.decoders.steady import Steady
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.optional import require
-from shotstream.runtime.presets import hash_weights
+from shotstream.runtime.plugins import ModelRequest
+from shotstream.runtime.presets import TINY_LATENT, hash_weights, load_tiny_vae
 
 log = logging.getLogger(__name__)
 
 _PRECISIONS = {torch.float32: "float32", torch.float16: "float16"}
-_NEXT = "_next"
+_INT8_NEEDS = (torch.float32, "cpu")
 
 
 @dataclass
@@ -49,8 +53,9 @@ class OnnxStream:
 class OnnxDecoder:
     """`plugins.Decoder` around a decoder in torch, on its device; one set of graphs for every size of latents met."""
 
-    def __init__(self, decoder: Any, cache: Path, threads: int | None = None) -> None:
-        """cache: where exports lie; threads: of ONNX Runtime, None: as many as torch has.
+    def __init__(self, decoder: Any, cache: Path, threads: int | None = None, precision: str | None = None) -> None:
+        """cache: where exports lie; threads: of ONNX Runtime, None: as many as torch has; precision: None, that of the
+        weights, or int8 on a CPU.
 
         UserError: no ONNX Runtime, a decoder without graphs, or weights in a format that it does not compute in.
         """
@@ -62,6 +67,9 @@ class OnnxDecoder:
         if self.dtype not in _PRECISIONS:
             given = str(self.dtype).removeprefix("torch.")
             raise UserError(f"decoders on ONNX Runtime compute in float32 or float16, not in {given}; give --dtype")
+        if precision not in (None, INT8) or (precision == INT8 and (self.dtype, weight.device.type) != _INT8_NEEDS):
+            raise UserError("the precision of a decoder on ONNX Runtime is its weights', or int8 for float32 on a CPU")
+        self._precision = precision
         self._cache = cache
         self._settings = SessionSettings(weight.device, threads, weight.device.type)
         check_provider(require("onnxruntime", "a decoder on ONNX Runtime", "export"), self._settings)
@@ -106,10 +114,21 @@ class OnnxDecoder:
         latents: Tensor = self.torch.encode_frames(frames_NCHW)
         return latents
 
+    def prepare(self, size: tuple[int, int]) -> None:
+        """Make or load the graphs for latents of this height and width now, and not when the first ones come."""
+        self._graphs_of(size)
+
     def _graphs_of(self, size: tuple[int, int]) -> _Graphs:
         if size not in self._graphs:
-            self._graphs[size] = _Graphs.of(self.torch, size, self._cache, self._settings)
+            self._graphs[size] = _Graphs.of(self.torch, size, self._cache, self._settings, self._precision)
         return self._graphs[size]
+
+
+def onnx_tiny_vae(request: ModelRequest, precision: str | None = None) -> OnnxDecoder:
+    """Factory of decoders: the codec of `tiny`, with its graph ready. precision: as of `OnnxDecoder`."""
+    decoder = OnnxDecoder(load_tiny_vae(request), cache_folder(), precision=precision)
+    decoder.prepare(TINY_LATENT)
+    return decoder
 
 
 @dataclass
@@ -121,16 +140,22 @@ class _Graphs:
     settings: SessionSettings
 
     @classmethod
-    def of(cls, decoder: Any, size: tuple[int, int], cache: Path, settings: SessionSettings) -> _Graphs:
+    def of(
+        cls, decoder: Any, size: tuple[int, int], cache: Path, settings: SessionSettings, precision: str | None
+    ) -> _Graphs:
         specs = decoder_specs(decoder, size)
         source = _source(decoder, size)
-        digest = hashlib.sha256(msgspec.json.encode(source, order="deterministic")).hexdigest()
-        folder = cache / f"{source.model}-{source.precision}-{digest[:16]}"
+        folder = cache / _key(source)
 
         def tell(name: str, done: int, total: int) -> None:
             log.info("making the ONNX graph %s of %s, once; it is kept in %s", name, source.model, folder)
 
         graphs = export_graphs(folder, source, specs, tell).graphs
+        if precision == INT8:
+            versions = {**source.versions, "onnxruntime": version("onnxruntime")}
+            source = replace(source, precision=INT8, versions=versions)
+            graphs = quantise_decoder(folder, cache / _key(source), source).graphs
+            folder = cache / _key(source)
         ports = {name: (graphs[name].inputs, graphs[name].outputs) for name in specs}
         return cls(OnnxRunner(folder, list(specs), settings), ports, settings)
 
@@ -158,8 +183,14 @@ class _Graphs:
         named = {port.name: part for port, part in zip(outputs, made, strict=True)}
         frames = named.pop(FRAMES).flatten(0, 1).clone()  # the next call overwrites what a graph gave
         for output, left in named.items():
-            state[output.removesuffix(_NEXT)].copy_(left)
+            state[output.removesuffix(NEXT)].copy_(left)
         return frames
+
+
+def _key(source: Source) -> str:
+    """Name of an export's folder: what differs in anything lies elsewhere."""
+    digest = hashlib.sha256(msgspec.json.encode(source, order="deterministic")).hexdigest()
+    return f"{source.model}-{source.precision}-{digest[:16]}"
 
 
 def _source(decoder: Any, size: tuple[int, int]) -> Source:

@@ -22,6 +22,8 @@ from shotstream.runtime.decoders.common import TIME_FACTOR
 
 FIRST, STEP = "decoder_first", "decoder_step"
 LATENT, FRAMES = "latent", "frames"
+NEXT = "_next"
+"""How the name of an output ends that replaces a state."""
 FREE = "latents"
 """Name of the free dimension: latent frames at once."""
 _EXAMPLE_LATENTS = 2
@@ -34,7 +36,7 @@ def state_name(number: int) -> str:
 
 def next_name(number: int) -> str:
     """Name of the output that replaces a state."""
-    return f"{state_name(number)}_next"
+    return f"{state_name(number)}{NEXT}"
 
 
 class Memory:

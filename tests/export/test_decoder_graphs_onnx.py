@@ -13,6 +13,7 @@ from shotstream.export.artifact import read_manifest
 from shotstream.export.decoder_graphs import latent_channels
 from shotstream.export.onnx_decoder import OnnxDecoder
 from shotstream.export.stream_graph import STEP
+from shotstream.runtime.errors import UserError
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -53,6 +54,14 @@ def test_no_graph_gathers_pixels_and_every_step_takes_any_number_of_latents(fold
         assert step.inputs[0].shape[0] == "latents"
         assert step.outputs[0].shape[:3] == ("latents", 4, 3)
         assert all(isinstance(size, int) for port in step.outputs[1:] for size in port.shape)
+
+
+def test_eight_bits_are_for_decoders_of_one_graph(folder: Path) -> None:
+    codec, z = decoders.taehv(), decoders.latents(16)
+    error = (OnnxDecoder(codec, folder, precision="int8").decode(z) - codec.decode(z)).square().mean()
+    assert 0 < error < 4e-3, "30 dB"
+    with pytest.raises(UserError, match="there is no int8 for the decoder 'wan-vae'"):
+        OnnxDecoder(decoders.wan_vae(blocks=0), folder, precision="int8").decode(z)
 
 
 @pytest.mark.slow

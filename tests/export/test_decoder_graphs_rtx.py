@@ -1,4 +1,4 @@
-"""TensorRT-RTX builds the decoders' graphs. Figures of the real size: `-m slow -o log_cli=true --log-cli-level=INFO`."""
+"""TensorRT-RTX builds the decoders' graphs. Figures of the real size: -m slow -o log_cli=true --log-cli-level=INFO."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ import decoders
 import pytest
 import torch
 
-from shotstream.export import exporting
+from shotstream.export import exporting, onnx_decoder
 from shotstream.export.onnx_decoder import OnnxDecoder
 from shotstream.runtime.errors import UserError
-from shotstream.runtime.plugins import Decoder, Registry
+from shotstream.runtime.plugins import Decoder, ModelRequest, Registry
 from shotstream.runtime.runtime import Runtime
 
 pytest.importorskip("onnxscript")
@@ -94,6 +94,30 @@ class _Twins:
         return made
 
 
+def test_eight_bits_are_near_and_not_the_same(cache: Path) -> None:
+    import onnx
+
+    decoder = decoders.tiny_vae()
+    z = 0.8 * decoders.latents(4)
+    eight_bit = OnnxDecoder(decoder, cache, precision="int8")
+    error = (eight_bit.decode(z) - decoder.decode(z)).square().mean()
+    assert 1e-8 < error < 4e-4, "40 dB"
+    (path,) = cache.glob("tiny-vae-int8-*/decoder_step.onnx")
+    kinds = [node.op_type for node in onnx.load(str(path)).graph.node]
+    assert kinds.count("Conv") == 15
+    assert kinds.count("QuantizeLinear") >= 10
+    assert OnnxDecoder(decoder, cache, precision="int8").decode(z).equal(eight_bit.decode(z))
+
+
+def test_the_codec_of_tiny_is_ready_when_it_is_loaded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_decoder, "cache_folder", lambda: cache)
+    monkeypatch.setattr(onnx_decoder, "load_tiny_vae", lambda _: decoders.tiny_vae())
+    monkeypatch.setattr(onnx_decoder, "TINY_LATENT", decoders.SIZE)
+    made = onnx_decoder.onnx_tiny_vae(ModelRequest(torch.device("cpu"), torch.float32))
+    monkeypatch.setattr(onnx_decoder._Graphs, "of", lambda *_: pytest.fail("not ready"))
+    assert made.decode(decoders.latents(4)).shape == (1, 25, 3, 32, 64)
+
+
 def test_what_does_not_fit_is_refused_in_a_sentence(decoder: OnnxDecoder, cache: Path) -> None:
     with pytest.raises(UserError, match="reads latents of 4 channels, and the model makes 16"):
         decoder.decode(decoders.latents(16))
@@ -105,5 +129,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(decoder: OnnxDecoder, cache:
         decoder.decode_chunk(decoders.latents(4).transpose(-1, -2), stream)
     with pytest.raises(UserError, match="float32 or float16, not in bfloat16"):
         OnnxDecoder(decoders.tiny_vae().bfloat16(), cache)
+    with pytest.raises(UserError, match="int8 for float32 on a CPU"):
+        OnnxDecoder(decoders.tiny_vae().half(), cache, precision="int8")
     with pytest.raises(UserError, match="cannot be exported"):
         OnnxDecoder(torch.nn.Linear(2, 2), cache)
