@@ -135,7 +135,7 @@ def example_in_place_inputs(
 ) -> dict[str, Tensor]:
     """Random inputs from a fixed seed, in the order of the signature; the pass's frames follow `slot_frame` others.
 
-    The caches are zeros, which take no memory until somebody writes to them.
+    The caches are zeros and only read: each is one number in memory, since the exporter copies what it is given.
     """
     frames = config.chunk_frames if frames is None else frames
     tokens = config.tokens_per_frame(*latent_shape[1:])
@@ -146,7 +146,7 @@ def example_in_place_inputs(
     cache = (1, config.heads, (config.context_frames + config.local_frames) * tokens, config.head_dim)
     for name, value in made.items():
         if "_cache_" in name:
-            made[name] = torch.zeros(cache, dtype=dtype)
+            made[name] = torch.zeros((), dtype=dtype).expand(cache)
         elif name.startswith("ctx_"):
             made[name] = value[:1].repeat(captions, 1, 1, 1)
     return {name: made[name] for name in step_in_place_signature(config).inputs}
