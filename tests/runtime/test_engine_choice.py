@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from shotstream.bridge.model.options import WorkerOptions
+from shotstream.bridge.model.worker import make_studio
 from shotstream.runtime.bench.measure import setting_of
 from shotstream.runtime.cli.app import make_app
 from shotstream.runtime.cli.engine_options import parsed_options
@@ -98,3 +102,13 @@ def test_commands_have_the_options(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
     assert "--engine-option" in shown
     assert "--engine-fallback" in shown
+
+
+def test_the_bridge_hands_them_to_its_model_process() -> None:
+    options = WorkerOptions("tiny", weights="random", engine="graph", engine_options={"capture": False})
+    assert msgspec.json.decode(msgspec.json.encode(options), type=WorkerOptions) == options
+    said: list[tuple[str, str]] = []
+    facts = make_studio(options).prepare(lambda state, text: said.append((state, text)))
+    assert "graph" in facts.description
+    with pytest.raises(UserError, match="has no option speed"):
+        make_studio(replace(options, engine_options={"speed": 9})).prepare(lambda state, text: None)
