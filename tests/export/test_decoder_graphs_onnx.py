@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from shotstream.export.artifact import read_manifest
 from shotstream.export.decoder_graphs import latent_channels
 from shotstream.export.onnx_decoder import OnnxDecoder
 from shotstream.export.stream_graph import STEP
+from shotstream.runtime.decoders.taehv import random_taehv
+from shotstream.runtime.decoders.wan_vae import random_wan_vae
 from shotstream.runtime.errors import UserError
 
 pytest.importorskip("onnxscript")
@@ -65,7 +68,9 @@ def test_eight_bits_are_for_decoders_of_one_graph(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wan_vae_with_all_its_layers_on_onnx_runtime(tmp_path: Path) -> None:
-    decoder = decoders.wan_vae()
+@pytest.mark.parametrize("make", [random_wan_vae, random_taehv])
+def test_real_widths_and_all_layers_on_small_latents(make: Callable[[], Any], tmp_path: Path) -> None:
+    """At this width torch's own pixels are up to 5e-6 from those in float64, ONNX Runtime's 2e-6."""
+    decoder = make()
     z = decoders.latents(16)
-    torch.testing.assert_close(OnnxDecoder(decoder, tmp_path).decode(z), decoder.decode(z), rtol=0, atol=BOUND)
+    torch.testing.assert_close(OnnxDecoder(decoder, tmp_path).decode(z), decoder.decode(z), rtol=0, atol=2 * BOUND)
