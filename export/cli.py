@@ -33,9 +33,14 @@ def onnx(
     weights: Weights = "default",
     precision: Annotated[str, typer.Option("--precision", help="float32, float16 or bfloat16.")] = "float32",
     only: Annotated[
-        str | None, typer.Option("--only", help="Some of: segments,step,decoder,text; default: all that there are.")
+        str | None,
+        typer.Option(
+            "--only", help="Some of: segments,step,decoder,text (default: all that there are), or step_in_place."
+        ),
     ] = None,
-    opset: Annotated[int, typer.Option("--opset", min=20, max=25, help="20 is what TensorRT before 10.14 reads.")] = 20,
+    opset: Annotated[
+        int | None, typer.Option("--opset", min=20, max=25, help="Default: 20, which TensorRT before 10.14 reads.")
+    ] = None,
     decoder: Annotated[str | None, typer.Option("--decoder", help="Instead of the model's own.")] = None,
     latent_size: Annotated[
         str | None, typer.Option("--latent-size", metavar="HxW", help="Of a file's model, in latents.")
@@ -45,11 +50,12 @@ def onnx(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from shotstream.export.contents import chosen_contents, graph_specs
+    from shotstream.export.contents import chosen_contents, graph_specs, opset_of
     from shotstream.export.exporting import PRECISIONS, export_graphs, source_of
     from shotstream.runtime.errors import UserError
 
     wanted = chosen_contents(only)
+    number = opset_of(wanted, opset)
     if precision not in PRECISIONS:
         raise UserError(f"there is no precision '{precision}'; there is {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
@@ -66,10 +72,10 @@ def onnx(
             if not console.is_terminal:
                 console.print(f"{done + 1}/{total} {name}", highlight=False)
 
-        manifest = export_graphs(out, source_of(parts, precision, opset), specs, tell)
+        manifest = export_graphs(out, source_of(parts, precision, number), specs, tell)
         progress.update(task, description="done", completed=len(specs))
     size = sum((out / file).stat().st_size for graph in manifest.graphs.values() for file in graph.sha256)
-    console.print(f"{len(manifest.graphs)} graphs, {size / 1e6:.1f} MB, {precision}, opset {opset}", highlight=False)
+    console.print(f"{len(manifest.graphs)} graphs, {size / 1e6:.1f} MB, {precision}, opset {number}", highlight=False)
     typer.echo(str(out))
 
 

@@ -10,7 +10,9 @@ from typing import Any, cast
 import torch
 
 from shotstream.export.decoder_graphs import decoder_specs
-from shotstream.export.graphs import GraphSpec
+from shotstream.export.graphs import OPSET, GraphSpec
+from shotstream.export.rtx_native import OPSET as IN_PLACE_OPSET
+from shotstream.export.rtx_native import STEP_IN_PLACE, step_in_place_spec
 from shotstream.export.segment_graphs import segment_spec
 from shotstream.export.segments import cut
 from shotstream.export.step import step_spec
@@ -23,6 +25,8 @@ from shotstream.runtime.wan import RandomTextEncoder, WanSizes
 
 SEGMENTS, STEP, DECODER, TEXT = CONTENTS = ("segments", "step", "decoder", "text")
 """Kinds of graphs. Segments bear the names of `segments.signatures`, others begin with their kind."""
+IN_PLACE = STEP_IN_PLACE
+"""A further kind, only made when named: for TensorRT, in an opset and thus a folder of its own."""
 
 Specs = dict[str, Callable[[], GraphSpec]]
 
@@ -36,11 +40,21 @@ def graph_specs(parts: ModelParts, dtype: torch.dtype, wanted: Sequence[str] = C
             specs[name] = partial(segment_spec, name, module, parts.config, latent_shape, dtype)
     if STEP in wanted:
         specs[STEP] = partial(step_spec, transformer, latent_shape, dtype)
+    if IN_PLACE in wanted:
+        specs[IN_PLACE] = partial(step_in_place_spec, transformer, latent_shape, dtype, attention="tensorrt")
     if DECODER in wanted and parts.decoder is not None:
         specs |= decoder_specs(parts.decoder, latent_shape[1:])
     if TEXT in wanted and parts.text is not None and not isinstance(parts.text, RandomTextEncoder):
         specs |= text_specs(parts.text)
     return specs
+
+
+def opset_of(wanted: Sequence[str], given: int | None) -> int:
+    """The opset to export in; UserError if what is wanted does not exist in the one given."""
+    least = IN_PLACE_OPSET if IN_PLACE in wanted else OPSET
+    if given is not None and given < least:
+        raise UserError(f"{', '.join(wanted)} needs --opset {least} or higher, not {given}")
+    return least if given is None else given
 
 
 def chosen_contents(given: str | None) -> tuple[str, ...]:
@@ -49,8 +63,10 @@ def chosen_contents(given: str | None) -> tuple[str, ...]:
         return CONTENTS
     names = tuple(name.strip() for name in given.split(",") if name.strip())
     for name in names or (given,):
-        if name not in CONTENTS:
-            raise UserError(f"an export has no {name!r}; it has {', '.join(CONTENTS)}")
+        if name not in (*CONTENTS, IN_PLACE):
+            raise UserError(f"an export has no {name!r}; it has {', '.join((*CONTENTS, IN_PLACE))}")
+    if IN_PLACE in names and len(names) > 1:
+        raise UserError(f"{IN_PLACE} needs a newer opset than the rest; give it an --out of its own: --only {IN_PLACE}")
     return names
 
 

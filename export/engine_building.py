@@ -11,22 +11,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from shotstream.export.artifact import Manifest, check_files
+from shotstream.export.cache_chunk_attention import VERSION
 from shotstream.export.calibration import LARGEST_LOSS, Report, calibrate, read_report, shots_of
 from shotstream.export.eight_bit import eight_bit_export
 from shotstream.export.exporting import PRECISIONS
 from shotstream.export.precision import FP8_FOLDER
-from shotstream.export.segments import signatures
+from shotstream.export.rtx_native import STEP_IN_PLACE
+from shotstream.export.segments import TEXT, signatures
+from shotstream.export.step import STEP
 from shotstream.export.store import EngineStore
 from shotstream.export.store_entry import EngineKey, Entry
 from shotstream.export.trt.build import BuildOrder, build_apart
 from shotstream.export.trt.keys import engine_key
-from shotstream.export.trt.product import Product, engine_targets
+from shotstream.export.trt.product import RTX, Product, engine_targets
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.runtime import Runtime
 
 NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp8": "float8"}
 """Precisions as the command line has them, and as manifests have them."""
+OURS, NATIVE, PLUGIN = ATTENTIONS = ("ours", "native", "plugin")
+"""Whose attention: ours between segments, the product's own in a whole step, or our kernel as a plugin in that."""
 MIB = 2**20
 
 
@@ -57,8 +62,11 @@ def build_engines(
     manifest: Manifest,
     names: list[str],
     console: Console,
+    plugin: bool = False,
 ) -> list[Row]:
-    """An engine of each graph, in order; each is complete before the next is begun. wanted: GPUs to build for."""
+    """An engine of each graph, in order; each is complete before the next is begun. wanted: GPUs to build for. plugin:
+    our attention kernel goes into the engine (experimental).
+    """
     targets = engine_targets(product, wanted)
     rows = []
     timing = ""
@@ -69,14 +77,15 @@ def build_engines(
         task = progress.add_task("engines", total=len(names))
 
         def one(number: int, name: str) -> Row:
-            key: EngineKey = engine_key(manifest, name, product, targets)
+            key: EngineKey = engine_key(manifest, name, product, targets, str(VERSION) if plugin else "")
 
             def make(plan: Path) -> Mapping[str, float]:
                 check_files(folder, manifest, [name])
                 if not console.is_terminal:
                     console.print(f"{number + 1}/{len(names)} {name}")
                 graph = folder / manifest.graph(name).file
-                return build_apart(BuildOrder(product.name, str(graph), str(plan), key.profiles, wanted, timing))
+                order = BuildOrder(product.name, str(graph), str(plan), key.profiles, wanted, timing)
+                return _with_plugin(order, manifest) if plugin else build_apart(order)
 
             def wait() -> None:
                 console.print(f"{name} is being built by another process; waiting for it")
@@ -90,18 +99,47 @@ def build_engines(
     return rows
 
 
-def chosen_segments(manifest: Manifest, only: str | None) -> list[str]:
-    """Graphs of the segments named, separated by commas; all if none were. UserError for one that is not there."""
-    segments = [
-        name for name in signatures(DiTConfig.from_dict(dict(manifest.source.config))) if name in manifest.graphs
-    ]
-    if not segments:
-        raise UserError("the export has no segments; make them with: shotstream export onnx --only segments")
+def _with_plugin(order: BuildOrder, manifest: Manifest) -> Mapping[str, float]:
+    from shotstream.export.rtx_kernel import ARCHITECTURES, configuration
+    from shotstream.export.rtx_plugin import build_with_plugin
+
+    config = DiTConfig.from_dict(dict(manifest.source.config))
+    for architecture in ARCHITECTURES:  # a plugin that refuses a node may take the whole builder down
+        configuration(config.head_dim, manifest.source.precision, architecture)
+    made = build_with_plugin(order)
+    if made.nodes != config.layers:
+        raise UserError(f"{made.nodes} of {config.layers} attentions became plugins; the engine would mix two of them")
+    return {"seconds": made.seconds, "peak_mb": made.peak_mb}
+
+
+def chosen_graphs(manifest: Manifest, product: Product, attention: str, only: str | None) -> list[str]:
+    """Names of the graphs to build for an attention of :data:`ATTENTIONS`: the segments, or the whole step. Decoders
+    and text encoders are built when named.
+
+    only: some of them, separated by commas. UserError for what the export or the product has not.
+    """
+    if attention not in ATTENTIONS:
+        raise UserError(f"there is no --attention '{attention}'; there is {', '.join(ATTENTIONS)}")
+    if attention == PLUGIN and product.name != RTX:
+        raise UserError(
+            "--attention plugin is for TensorRT-RTX; leave it away, and our attention runs between segments"
+        )
+    config = DiTConfig.from_dict(dict(manifest.source.config))
+    whole = [STEP] if attention == PLUGIN else [STEP, STEP_IN_PLACE]
+    fitting = list(signatures(config)) if attention == OURS else whole
+    there = [name for name in fitting if name in manifest.graphs]
+    if not there and only is None:
+        lacking = "segments" if attention == OURS else STEP
+        raise UserError(f"the export has no {lacking}; make one with: shotstream export onnx --only {lacking}")
+    if attention != OURS and TEXT in manifest.graphs:
+        there.insert(0, TEXT)
     if only is None:
-        return segments
+        return there
+    if attention == OURS:  # and what lies around the transformer
+        there += [name for name in manifest.graphs if name not in (*there, STEP, STEP_IN_PLACE)]
     wanted = [name.strip() for name in only.split(",")]
-    if unknown := [name for name in wanted if name not in segments]:
-        raise UserError(f"the export has no segment {', '.join(unknown)}; it has {', '.join(segments)}")
+    if unknown := [name for name in wanted if name not in there]:
+        raise UserError(f"the export has no {', '.join(unknown)} for this; it has {', '.join(there)}")
     return wanted
 
 

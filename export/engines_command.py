@@ -40,7 +40,11 @@ def build(
     gpu: Annotated[
         list[str] | None, typer.Option("--gpu", help="tensorrt-rtx: only for sm_89, sm_120 ...; may be repeated.")
     ] = None,
-    only: Annotated[str | None, typer.Option("--only", help="Some segments, such as head,mid_0.")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="Some graphs, such as head,mid_0.")] = None,
+    attention: Annotated[
+        str,
+        typer.Option("--attention", help="ours, between segments; native, of the product; plugin (experimental)."),
+    ] = "ours",
     accept_loss: Annotated[bool, typer.Option("--accept-loss", help="fp8: whatever it does to the film.")] = False,
     model: Annotated[
         str | None, typer.Option("--model", help="fp8: whose shots are played; default: the model exported.")
@@ -72,13 +76,17 @@ def build(
     manifest = read_manifest(source)
     building.check_precision(source, manifest, precision)
     check_targets(product, targets, building.NAMES.get(precision or "", manifest.source.precision))
-    names = building.chosen_segments(manifest, only)
+    names = building.chosen_graphs(manifest, product, attention, only)
+    if precision == "fp8" and attention != building.OURS:
+        raise UserError("fp8 is for segments; leave --attention away")
     if precision == "fp8":
         choice = building.CalibrationChoice(model, weights, story, accept_loss)
         manifest = building.to_eight_bit(source, manifest, choice, console)
         source = source / FP8_FOLDER
     held = EngineStore(store or default_store())
-    building.show_built(building.build_engines(held, source, product, targets, manifest, names, console), console)
+    plugin = attention == building.PLUGIN
+    rows = building.build_engines(held, source, product, targets, manifest, names, console, plugin)
+    building.show_built(rows, console)
     typer.echo(str(held.root))
 
 

@@ -64,14 +64,15 @@ def _copied(graph: Graph, folder: Path, target: Path, *, exact: bool) -> Graph:
                 shutil.copyfile(folder / file, Path(scratch) / Path(file).name)
         else:
             files = [graph.file]
-            _quantise(folder / graph.file, Path(scratch) / Path(graph.file).name)
+            quantise_graph(folder / graph.file, Path(scratch) / Path(graph.file).name)
         hashes = {file: hash_of(Path(scratch) / Path(file).name) for file in files}
         for file in files:
             (Path(scratch) / Path(file).name).replace(target / file)
     return Graph(graph.file, hashes, graph.inputs, graph.outputs)
 
 
-def _quantise(path: Path, target: Path) -> None:
+def quantise_graph(path: Path, target: Path) -> None:
+    """Write an eight-bit copy of one graph, in one file."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata

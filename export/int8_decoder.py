@@ -45,7 +45,7 @@ def quantise_decoder(folder: Path, target: Path, source: Source) -> Manifest:
         with tempfile.TemporaryDirectory(dir=target, prefix=".int8-") as scratch:
             made = Path(scratch) / step.file
             try:
-                _quantise(folder / step.file, made)
+                quantise_step(folder / step.file, made)
                 graph = Graph(step.file, {step.file: hash_of(made)}, step.inputs, step.outputs)
                 made.replace(target / step.file)
             except OSError as error:
@@ -55,7 +55,8 @@ def quantise_decoder(folder: Path, target: Path, source: Source) -> Manifest:
     return manifest
 
 
-def _quantise(path: Path, made: Path) -> None:
+def quantise_step(path: Path, made: Path) -> None:
+    """Write an eight-bit copy of a decoder's step, in one file."""
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata

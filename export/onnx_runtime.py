@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from shotstream.export.artifact import Graph, Port, check_files, read_manifest
+from shotstream.export.artifact import Port, check_files, read_manifest
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.optional import require
 
@@ -28,21 +29,16 @@ class SessionSettings:
     provider: str = "cpu"
 
 
-class OnnxRunner:
-    """Executes graphs of an export by name, as `segments.SegmentRunner` says.
+class SessionRunner:
+    """Executes graphs by name, as `segments.SegmentRunner` says.
 
     A graph's outputs lie in tensors of its own, one set per size of its inputs: the next call overwrites them. On a GPU
     sessions work on torch's current stream. That path was written by the manual and never run.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], settings: SessionSettings) -> None:
-        """Raises UserError: no ONNX Runtime, no such provider, or files that are missing, foreign or truncated."""
-        manifest = read_manifest(folder)
-        check_files(folder, manifest, names)
-        self.device = settings.device
-        self._graphs: Mapping[str, _Loaded] = {
-            name: _load(folder, name, manifest.graph(name), settings) for name in names
-        }
+    def __init__(self, graphs: Mapping[str, LoadedGraph], device: torch.device) -> None:
+        self.device = device
+        self._graphs = graphs
 
     def __call__(self, name: str, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """As `segments.SegmentRunner`."""
@@ -54,20 +50,35 @@ class OnnxRunner:
         return call(inputs)
 
 
+class OnnxRunner(SessionRunner):
+    """Of graphs of an export."""
+
+    def __init__(self, folder: Path, names: Sequence[str], settings: SessionSettings) -> None:
+        """Raises UserError: no ONNX Runtime, no such provider, or files that are missing, foreign or truncated."""
+        manifest = read_manifest(folder)
+        check_files(folder, manifest, names)
+        graphs = {}
+        for name in names:
+            graph = manifest.graph(name)
+            graphs[name] = load_graph(folder / graph.file, graph.inputs, graph.outputs, settings)
+        super().__init__(graphs, settings.device)
+
+
 @dataclass
-class _Loaded:
-    """A graph's session, and what has been called so far, by the free sizes."""
+class LoadedGraph:
+    """A graph's session, and what has been called so far, by the free sizes. weights: what the session reads of ours."""
 
     session: Any
     inputs: Sequence[Port]
     outputs: Sequence[Port]
+    weights: Sequence[Any] = ()
     calls: dict[tuple[tuple[str, int], ...], _Call] = field(default_factory=dict)
 
 
 class _Call:
     """A graph bound to outputs of one size, and to the inputs of its last call."""
 
-    def __init__(self, graph: _Loaded, sizes: Mapping[str, int], device: torch.device) -> None:
+    def __init__(self, graph: LoadedGraph, sizes: Mapping[str, int], device: torch.device) -> None:
         self._run, self._binding = graph.session.run_with_iobinding, graph.session.io_binding()
         self._names = [port.name for port in graph.inputs]
         self._bound: list[tuple[int, torch.Size] | None] = [None] * len(self._names)
@@ -113,19 +124,28 @@ def _listed(shape: Sequence[int | str]) -> str:
     return "x".join(str(size) for size in shape)
 
 
-def _load(folder: Path, name: str, graph: Graph, settings: SessionSettings) -> _Loaded:
+def load_graph(
+    path: Path,
+    inputs: Sequence[Port],
+    outputs: Sequence[Port],
+    settings: SessionSettings,
+    weights: Mapping[str, np.ndarray] | None = None,
+) -> LoadedGraph:
+    """A session of a file. weights: of the initializers that the file only names. UserError as of `OnnxRunner`."""
     ort = require("onnxruntime", "running ONNX graphs", "export")
     check_provider(ort, settings)
+    options, weights = _options(ort, settings), weights or {}
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     try:
-        session = ort.InferenceSession(
-            str(folder / graph.file), _options(ort, settings), providers=_providers(settings)
-        )
+        if values:
+            options.add_external_initializers(list(weights), values)
+        session = ort.InferenceSession(str(path), options, providers=_providers(settings))
     except Exception as error:  # ONNX Runtime's errors have no class in common
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"ONNX Runtime {ort.__version__} does not load {folder / graph.file} ({reason}); export the graphs anew"
+            f"ONNX Runtime {ort.__version__} does not load {path} ({reason}); export the graphs anew"
         ) from error
-    return _Loaded(session, graph.inputs, graph.outputs)
+    return LoadedGraph(session, inputs, outputs, [*weights.values(), *values])
 
 
 def _options(ort: Any, settings: SessionSettings) -> Any:

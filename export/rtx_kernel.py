@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -95,17 +95,24 @@ def compile_kernels(head_dim: int, dtype: str, architectures: tuple[int, ...]) -
     return tuple(_compile(head_dim, dtype, arch) for arch in architectures)
 
 
+def configuration(head_dim: int, dtype: str, arch: int) -> Any:
+    """Tile sizes of the kernel for an architecture (80 for sm_80); UserError if there is none for such heads."""
+    from shotstream.kernels.attention import config as tuning
+
+    found = tuning.configs_of(arch).get(f"pointer/{head_dim}/{dtype}")
+    if found is None:
+        raise UserError(f"the attention plugin has no kernel for heads of {head_dim} channels in {dtype} on sm_{arch}")
+    return found
+
+
 def _compile(head_dim: int, dtype: str, arch: int) -> Kernel:
     import torch
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from shotstream.kernels.attention import config as tuning
     from shotstream.kernels.attention.specs import attention_spec
 
-    config = tuning.configs_of(arch).get(f"pointer/{head_dim}/{dtype}")
-    if config is None:
-        raise UserError(f"the attention plugin has no kernel for heads of {head_dim} channels in {dtype} on sm_{arch}")
+    config = configuration(head_dim, dtype, arch)
     spec = attention_spec(config, head_dim, getattr(torch, dtype), 1)
     names = list(spec.kernel.arg_names)
     aligned = {name for name, kind in spec.signature.items() if kind.startswith("*")} - set(spec.unaligned)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shotstream.export.artifact import Manifest, Source, check_files
-from shotstream.export.contents import DECODER, graph_specs
+from shotstream.export.contents import DECODER, IN_PLACE, graph_specs
 from shotstream.export.exporting import PRECISIONS
 from shotstream.export.graphs import GraphSpec
 from shotstream.export.onnx_runtime import OnnxRunner, SessionSettings
@@ -46,6 +46,9 @@ def check_graphs(
     specs = graph_specs(parts, PRECISIONS[source.precision])
     settings = SessionSettings(torch.device("cpu"))
     for name in manifest.graphs:
+        if name == IN_PLACE:
+            yield Row(name, "", "skipped", note="its attention is in TensorRT's words")
+            continue
         if name not in specs:
             yield Row(name, "", "skipped", note="this version does not make such a graph")
             continue

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shotstream.runtime.cli.play import Device, Engine, Model, ModelChoice, Threads, Weights
+from shotstream.runtime.cli.engine_options import EngineOption
+from shotstream.runtime.cli.play import Decoder, Device, Engine, Model, ModelChoice, Threads, Weights
 from shotstream.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def evaluate(
     device: Device = "cpu",
     weights: Weights = "default",
     engine: Engine = "eager",
+    engine_option: EngineOption = None,
+    decoder: Decoder = None,
     threads: Threads = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
@@ -68,6 +71,8 @@ def evaluate(
 
     if run is None and (stages is not None or sheet is not None):
         raise UserError("--stages and --sheet compare the stages of a training run; give its folder with --run")
+    if run is not None and (engine_option or decoder is not None):
+        raise UserError("--engine-option and --decoder are for a model, not for the stages of a --run")
     if sheet is not None and sheet_story >= stories:
         raise UserError(f"--sheet-story counts from 0: of {stories} stories the last is {stories - 1}")
     for file in (json_file, sheet):
@@ -82,7 +87,8 @@ def evaluate(
             status.update(f"story {done} of {of} ...")
 
         if run is None:
-            runtime = ModelChoice(model, device, weights, engine, None, threads).load()
+            options = engine_option or ()
+            runtime = ModelChoice(model, device, weights, engine, None, threads, decoder, options).load()
             report, goals = _of_model(runtime, stories, seed, chunks, parts, tell)
         else:
             if threads is not None:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from shotstream.export.artifact import Manifest, read_manifest
 from shotstream.export.engine import SegmentOptions, segment_engine
+from shotstream.export.native import native_engine
 from shotstream.export.precision import FP8, FP8_FOLDER
-from shotstream.export.segments import HEAD, signatures
+from shotstream.export.segments import TEXT, signatures
+from shotstream.export.step import STEP, step_signature
 from shotstream.export.store import EngineStore, default_store
 from shotstream.export.trt.keys import engine_key
 from shotstream.export.trt.product import RTX, TENSORRT, Product, load_product, local_gpu, unsupported
@@ -26,11 +28,21 @@ from shotstream.runtime.plugins import EngineRequest
 
 @dataclass(frozen=True)
 class TrtOptions(SegmentOptions):
-    """folder: the export the engines were built from. store: where they lie. precision: fp8, or "" as exported."""
+    """folder: the export the engines were built from. store: where they lie. precision: fp8, or "" as exported.
+    attention: ours, between segments, or native, the product's own in the whole step.
+    """
 
     folder: str = ""
     store: str = ""
     precision: str = ""
+    attention: str = "ours"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attention not in ("ours", "native"):
+            raise UserError(f"attention of an engine is ours or native, not {self.attention!r}")
+        if self.attention == "native" and (self.fp8 != "none" or self.precision):
+            raise UserError("with the product's own attention nothing is in eight bits; leave fp8 and precision away")
 
 
 def tensorrt_engine(request: EngineRequest) -> GraphEngine:
@@ -50,7 +62,10 @@ def stored_engine(product: Product, gpu: str, request: EngineRequest) -> GraphEn
         raise UserError(f"the engine '{product.name}' needs the folder of an export; give --engine-option folder=DIR")
     manifest = _manifest(Path(options.folder), options, request)
     store = EngineStore(Path(options.store) if options.store else default_store())
-    named = signatures(request.parts.config)
+    config, native = request.parts.config, options.attention == "native"
+    named = signatures(config)
+    if native:
+        named = {TEXT: named[TEXT], STEP: step_signature(config)}
     entries = {
         name: store.best(engine_key(manifest, name, product), gpu)
         for name in named  # all are there before the first is read
@@ -59,7 +74,8 @@ def stored_engine(product: Product, gpu: str, request: EngineRequest) -> GraphEn
         (name, partial(store.load, entry)) for name, entry in entries.items()
     ]
     kernels = store.root / f"{product.name}-{product.version}-{gpu}.kernels"
-    return segment_engine(request, TrtRunner(product, plans, named, request.device, kernels), options)
+    runner = TrtRunner(product, plans, named, request.device, kernels)
+    return native_engine(request, runner) if native else segment_engine(request, runner, options)
 
 
 def _on_gpu(name: str, request: EngineRequest) -> GraphEngine:
@@ -87,7 +103,7 @@ def _manifest(folder: Path, options: TrtOptions, request: EngineRequest) -> Mani
     if tuple(source.latent_shape) != tuple(parts.latent_shape):
         raise UserError(f"{folder} is for latents of {source.latent_shape}, and these are {parts.latent_shape}")
     dtype = str(request.dtype).removeprefix("torch.")
-    exported = next(port.dtype for port in manifest.graph(HEAD).inputs if port.name == "latent")
+    exported = manifest.graph(TEXT).inputs[0].dtype
     if exported != dtype:
         raise UserError(
             f"{folder} was exported in {exported}, and the runtime uses {dtype}; choose --dtype, or export again"

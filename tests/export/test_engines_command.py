@@ -11,16 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from test_store import ENGINE, damage, writes
-from trt_files import fake_tensorrt, small_export
+from trt_files import fake_tensorrt, small_export, small_parts
 from typer.testing import CliRunner
 
 from shotstream.export import engine_building
 from shotstream.export.artifact import read_manifest
 from shotstream.export.calibration import LAYER_SETS, Accuracy, Report
+from shotstream.export.contents import graph_specs
 from shotstream.export.engines_command import mount
+from shotstream.export.exporting import export_graphs, source_of
+from shotstream.export.graphs import OPSET
 from shotstream.export.precision import FP8_FOLDER, PRODUCTS
+from shotstream.export.rtx_native import OPSET as IN_PLACE_OPSET
+from shotstream.export.rtx_native import STEP_IN_PLACE
+from shotstream.export.step import STEP
 from shotstream.export.store import EngineStore
 from shotstream.export.store_entry import KEY
 from shotstream.export.trt import product as products
@@ -109,7 +116,7 @@ def test_a_changed_graph_is_not_built(store: Path, tmp_path: Path) -> None:
         (["--from", "EXPORT", "--precision", "bf16"], "was exported in float32; export it with --precision bfloat16"),
         (["--from", "EXPORT", "--precision", "fp8"], "was exported in float32; export it with --precision bfloat16"),
         (["--from", "EXPORT", "--precision", "int4"], "there is no --precision 'int4'; there is fp16, bf16, fp8"),
-        (["--from", "EXPORT", "--only", "mid_9"], "the export has no segment mid_9; it has text_ctx, head, mid_0"),
+        (["--from", "EXPORT", "--only", "mid_9"], "the export has no mid_9 for this; it has text_ctx, head, mid_0"),
         (["--from", "EXPORT", "--gpu", "sm_90"], "TensorRT-RTX does not run on sm_90 (Hopper)"),
     ],
 )
@@ -209,3 +216,30 @@ def test_prune_goes_by_age_size_and_export(store: Path) -> None:
 def test_prune_keeps_the_engines_of_an_export(store: Path) -> None:
     Answer("--target", "tensorrt", "--from", str(small_export()), "--store", str(store), "--only", "head")
     assert "0 removed" in Answer("prune", "--store", str(store), "--keep", str(small_export())).text
+
+
+@pytest.mark.usefixtures("_tensorrt")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attention", "theirs"], "there is no --attention 'theirs'; there is ours, native, plugin"),
+        (["--attention", "native"], "the export has no step; make one with: shotstream export onnx --only step"),
+        (["--attention", "plugin"], "--attention plugin is for TensorRT-RTX"),
+    ],
+)
+def test_attentions_that_cannot_be_built_are_refused(store: Path, arguments: list[str], message: str) -> None:
+    answer = Answer("--target", "tensorrt", "--from", str(small_export()), "--store", str(store), *arguments)
+    assert message in answer.said
+
+
+def test_the_products_attention_takes_the_whole_step(tmp_path: Path, store: Path) -> None:
+    """On TensorRT-RTX itself: with any number of cached tokens, and over caches that are written in place."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    parts = small_parts(torch.bfloat16)
+    for name, opset in ((STEP, OPSET), (STEP_IN_PLACE, IN_PLACE_OPSET)):
+        export_graphs(tmp_path / name, source_of(parts, "bfloat16", opset), graph_specs(parts, torch.bfloat16, (name,)))
+        built = Answer("--from", str(tmp_path / name), "--store", str(store), "--attention", "native")
+        assert built.code == 0, built.said
+    assert sorted(entry.key.graph for entry, _ in EngineStore(store).entries() if entry) == ["step", "step_in_place"]
+    refused = Answer("--from", str(tmp_path / STEP), "--store", str(store), "--attention", "plugin")
+    assert "the attention plugin has no kernel for heads of 16 channels" in refused.said

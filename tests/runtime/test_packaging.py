@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("bridge", "kernels", "runtime", "training")
+ROOMS = ("bridge", "export", "kernels", "runtime", "training")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
