@@ -26,6 +26,7 @@ from shotstream.runtime.presets import DEFAULT_PLUGINS
 from shotstream.runtime.runtime import Runtime
 
 KERNELS = "shotstream.kernels.plugin:KernelsPlugin"
+EXPORT = "shotstream.export.plugin:ExportPlugin"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ VARIANTS = (
     Variant("graph-fp8-cache", "graph", "triton", "triton", "cache"),
     Variant("graph-fp8-linears", "graph", "triton", "triton", "linears"),
     Variant("graph-fp8", "graph", "triton", "triton", "all", shots=20),
+    Variant("segments-triton", "torch-segments", "triton", "triton"),  # what the cut costs, without a foreign engine
     Variant("graph-wan-vae", "graph", "triton", "triton", decoder="wan-vae"),
 )
 
@@ -96,7 +98,7 @@ def bench(variant: Variant, loaded: Loaded, device: str, shots: int | None, chun
     """One variant: its report and its latents."""
     with Runtime(
         "loaded",
-        plugins=[*DEFAULT_PLUGINS, KERNELS, loaded],
+        plugins=[*DEFAULT_PLUGINS, KERNELS, EXPORT, loaded],
         device=device,
         engine=variant.engine,
         attention=variant.attention,
