@@ -24,6 +24,7 @@ from shotstream.export.store_entry import Profile
 from shotstream.export.trt.logger import joined, logger_of
 from shotstream.export.trt.product import Product, load_product
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.sinks.base import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -123,14 +124,10 @@ def _timing_cache(config: Any, order: BuildOrder) -> Any:
 
 def _save(cache: Any, path: Path) -> None:
     """It only spares time, so it is never a reason to fail."""
-    scratch = path.with_suffix(".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(memoryview(cache.serialize()))
-        scratch.replace(path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        log.warning("the timing cache %s was not written: %s", path, error.strerror)
+        replace_file(path, bytes(memoryview(cache.serialize())))
+    except UserError as error:
+        log.warning("%s", error)
 
 
 def _last_line(output: bytes) -> str:

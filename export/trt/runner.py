@@ -22,6 +22,7 @@ from shotstream.export.segments import Signature
 from shotstream.export.trt.logger import joined, logger_of
 from shotstream.export.trt.product import Product, give_scratch, scratch_of
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.sinks.base import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -187,13 +188,10 @@ class _Kernels:
 
 def _keep(cache: Any, path: Path) -> None:
     """It only spares compiling, so it is never a reason to fail."""
-    scratch = path.with_suffix(".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(memoryview(cache.serialize()))
-        scratch.replace(path)
-    except OSError as error:
-        log.warning("the kernels of TensorRT-RTX were not kept in %s: %s", path, error.strerror)
+        replace_file(path, bytes(memoryview(cache.serialize())))
+    except UserError as error:
+        log.warning("%s", error)
 
 
 def _capturing() -> bool:

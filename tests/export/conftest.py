@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
-from small_model import small_runtimes
+from small_model import one_thread, small_runtime
 
-small_runtime = pytest.fixture(small_runtimes)
+__all__ = ["one_thread", "small_runtime"]
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread: None) -> None:
+    """For all tests here: models are small, and threads cost more than they bring."""

@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from shotstream.runtime.graph.engine import GraphEngine
 from shotstream.runtime.runtime import Runtime
 from shotstream.runtime.session import ChunkCancelled, Session
+
+CHUNKS = 20
+"""That `film` finishes."""
 
 
 def latents_of(runtime: Runtime) -> list[Tensor]:
@@ -25,6 +29,16 @@ def latents_of(runtime: Runtime) -> list[Tensor]:
 
     setattr(engine, "denoise" if not isinstance(engine, GraphEngine) else "finish", noted)
     return made
+
+
+def assert_same_film(expected: Runtime, made: Runtime) -> None:
+    """Both play the story of `film`; every chunk's latents must agree, wherever they are."""
+    theirs, ours = latents_of(expected), latents_of(made)
+    for runtime in (expected, made):
+        film(runtime.open("A forest. ", seed=3))
+    assert len(ours) == len(theirs) == CHUNKS
+    for a, b in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(b.cpu(), a.cpu(), rtol=1e-4, atol=1e-4)
 
 
 def film(session: Session) -> np.ndarray:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 
 from shotstream.runtime.config import DiTConfig
@@ -71,7 +72,8 @@ class SmallPlugin:
         return parts
 
 
-def small_runtimes() -> Iterator[Callable[..., Runtime]]:
+@pytest.fixture
+def small_runtime() -> Iterator[Callable[..., Runtime]]:
     """Makes runtimes of the small model and closes them: keyword arguments are options, `plugins` are added to the
     usual ones.
     """
@@ -86,3 +88,12 @@ def small_runtimes() -> Iterator[Callable[..., Runtime]]:
     yield make
     for runtime in made:
         runtime.close()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from films import film, latents_of
+from films import assert_same_film, film, latents_of
 from torch import Tensor
 
 from shotstream.runtime.errors import UserError
@@ -40,13 +40,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def test_both_engines_make_the_same_film(small_runtime: MakeRuntime, options: dict[str, Any]) -> None:
     eager = small_runtime(engine="eager", model_options=options)
     graph = small_runtime(engine="graph", model_options=options)
-    theirs, ours = latents_of(eager), latents_of(graph)
-    film(eager.open("A forest. ", seed=3))
-    film(graph.open("A forest. ", seed=3))
-    kept = [z for z in theirs if z is not None]
-    assert len(ours) == len(kept) == 20
-    for a, b in zip(kept, ours, strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+    assert_same_film(eager, graph)
 
 
 def test_context_noise_changes_what_comes_after_a_chunk(small_runtime: MakeRuntime) -> None:
@@ -159,11 +153,7 @@ def test_a_backend_finds_the_length_on_the_device(small_runtime: MakeRuntime, fp
     plugin, options = ByLengthPlugin(), {"fp8": fp8}
     plain = small_runtime(engine="graph", engine_options=options)
     runtime = small_runtime(plugin, engine="graph", attention="by-length", engine_options=options)
-    theirs, ours = latents_of(plain), latents_of(runtime)
-    for each in (plain, runtime):
-        film(each.open("A forest. ", seed=3))
-    for a, b in zip(theirs, ours, strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+    assert_same_film(plain, runtime)
     per_frame = 6
     assert {length // per_frame for length in plugin.attention.lengths} == {6, 9, 12, 15, 18, 21, 24, 27}
 
