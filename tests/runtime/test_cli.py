@@ -178,7 +178,7 @@ def test_doctor_says_what_works_and_why_the_rest_does_not(shell: Shell) -> None:
     checks = {(check["group"], check["name"]): check for check in json.loads(out)}
     assert checks["engine", "eager"]["ok"] is True
     assert checks["engine", "tensorrt"]["ok"] is False
-    assert "no installed plugin offers it" in checks["engine", "tensorrt"]["value"]
+    assert "the package tensorrt is not installed" in checks["engine", "tensorrt"]["value"]
     assert checks["packages", "torch"]["value"].startswith("2.")
     assert any(group == "embedded weights" for group, _ in checks)
     code, out, _ = shell("doctor")
