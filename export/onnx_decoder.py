@@ -1,6 +1,7 @@
 """A decoder of the runtime whose pixels come from ONNX Runtime; context frames are encoded by the decoder in torch.
 
-The graphs are exported when the first latents show how large they are, once, into the user's cache folder.
+The graphs are exported when the first latents show how large they are, once, into the user's cache folder; the one of
+`tiny` in eight bits comes with the package.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import torch
 from torch import Tensor
 
 from shotstream.export.artifact import Port, Source
+from shotstream.export.compact import DoesNotFit, decoder_runner, read_compact, shipped
 from shotstream.export.decoder_graphs import decoder_name, decoder_specs, latent_channels
 from shotstream.export.exporting import export_graphs
 from shotstream.export.graphs import OPSET
 from shotstream.export.int8 import INT8
 from shotstream.export.int8_decoder import quantise_decoder
 from shotstream.export.onnx_engine import cache_folder
-from shotstream.export.onnx_runtime import OnnxRunner, SessionSettings, check_provider
+from shotstream.export.onnx_runtime import OnnxRunner, SessionRunner, SessionSettings, check_provider
 from shotstream.export.stream_graph import FIRST, FRAMES, LATENT, NEXT, STEP
 from shotstream.runtime.decoders.common import TIME_FACTOR, check_latents
 from shotstream.runtime.decoders.steady import Steady
@@ -135,7 +137,7 @@ def onnx_tiny_vae(request: ModelRequest, precision: str | None = None) -> OnnxDe
 class _Graphs:
     """The graphs of one size of latents, with their inputs and outputs by name."""
 
-    runner: OnnxRunner
+    runner: SessionRunner
     ports: Mapping[str, tuple[tuple[Port, ...], tuple[Port, ...]]]
     settings: SessionSettings
 
@@ -143,6 +145,8 @@ class _Graphs:
     def of(
         cls, decoder: Any, size: tuple[int, int], cache: Path, settings: SessionSettings, precision: str | None
     ) -> _Graphs:
+        if precision == INT8 and (ready := cls._from_package(decoder, size, settings)) is not None:
+            return ready
         specs = decoder_specs(decoder, size)
         source = _source(decoder, size)
         folder = cache / _key(source)
@@ -158,6 +162,19 @@ class _Graphs:
             folder = cache / _key(source)
         ports = {name: (graphs[name].inputs, graphs[name].outputs) for name in specs}
         return cls(OnnxRunner(folder, list(specs), settings), ports, settings)
+
+    @classmethod
+    def _from_package(cls, decoder: Any, size: tuple[int, int], settings: SessionSettings) -> _Graphs | None:
+        folder = shipped("tiny")
+        if folder is None:
+            return None
+        compact = read_compact(folder)
+        try:
+            runner = decoder_runner(folder, compact, decoder, size, settings)
+        except DoesNotFit as error:
+            log.info("%s", error)
+            return None
+        return cls(runner, {STEP: (compact.decoder.inputs, compact.decoder.outputs)}, settings)
 
     def new_state(self) -> dict[str, Tensor]:
         """What a clip begins with: zeros."""

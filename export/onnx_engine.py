@@ -1,11 +1,13 @@
 """The engine `onnx`: the segments on ONNX Runtime, with our attention between them.
 
-Without a folder of graphs it exports the model's segments itself, once, into the user's cache folder.
+Without a folder of graphs it takes those of the package, which there are for `tiny` in eight bits; of other models and
+precisions it exports the segments itself, once, into the user's cache folder.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,12 +18,13 @@ import msgspec
 import torch
 
 from shotstream.export.artifact import Manifest, Source, read_manifest
+from shotstream.export.compact import DoesNotFit, read_compact, segment_runner, shipped
 from shotstream.export.contents import SEGMENTS, Specs, graph_specs
 from shotstream.export.engine import SegmentOptions, segment_engine
 from shotstream.export.exporting import PRECISIONS, export_graphs, plain, source_of
 from shotstream.export.int8 import INT8, holds, quantise_export
 from shotstream.export.native import native_engine
-from shotstream.export.onnx_runtime import OnnxRunner, SessionSettings, check_provider
+from shotstream.export.onnx_runtime import OnnxRunner, SessionRunner, SessionSettings, check_provider
 from shotstream.export.segments import TEXT, signatures
 from shotstream.export.step import STEP, step_spec
 from shotstream.runtime.errors import UserError
@@ -29,15 +32,17 @@ from shotstream.runtime.graph.engine import GraphEngine
 from shotstream.runtime.optional import require
 from shotstream.runtime.plugins import EngineRequest, ModelParts
 
+log = logging.getLogger(__name__)
+
 NAME = "onnx"
 OURS, NATIVE = ATTENTIONS = ("ours", "native")
 
 
 @dataclass(frozen=True)
 class OnnxOptions(SegmentOptions):
-    """folder: an export; None: one of our own in the user's cache folder. precision: float32, float16, bfloat16 or
-    int8; None: the runtime's. threads: of ONNX Runtime on a CPU; None: as many as torch has. provider: cpu or cuda;
-    None: where the runtime works. attention: ours, or native, ONNX's own.
+    """folder: an export; None: the package's, or our own in the user's cache folder. precision: float32, float16,
+    bfloat16 or int8; None: the runtime's. threads: of ONNX Runtime on a CPU; None: as many as torch has. provider: cpu
+    or cuda; None: where the runtime works. attention: ours, or native, ONNX's own.
     """
 
     folder: str | None = None
@@ -67,6 +72,10 @@ def onnx_engine(request: EngineRequest) -> GraphEngine:
     if native and options.fp8 != "none":
         raise UserError("ONNX's own attention reads keys and values as they are; leave the option fp8 away")
     names = [TEXT, STEP] if native else list(signatures(request.parts.config))
+    if options.folder is None and precision == INT8 and not native:
+        ready = _from_package(request.parts, settings)
+        if ready is not None:
+            return segment_engine(request, ready, options)
     if options.folder is None:
         folder = own_export(request, precision, names)
     else:
@@ -74,6 +83,18 @@ def onnx_engine(request: EngineRequest) -> GraphEngine:
         check_source(folder, read_manifest(folder), request.parts, precision if options.precision else None)
     runner = OnnxRunner(folder, names, settings)
     return native_engine(request, runner) if native else segment_engine(request, runner, options)
+
+
+def _from_package(parts: ModelParts, settings: SessionSettings) -> SessionRunner | None:
+    """The eight-bit segments that come with the package; None if there are none for this model."""
+    folder = shipped(parts.name)
+    if folder is None or settings.provider != "cpu":
+        return None
+    try:
+        return segment_runner(folder, read_compact(folder), parts, settings)
+    except DoesNotFit as error:
+        log.info("%s", error)
+        return None
 
 
 def check_source(folder: Path, manifest: Manifest, parts: ModelParts, precision: str | None = None) -> None:

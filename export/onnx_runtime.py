@@ -66,7 +66,7 @@ class OnnxRunner(SessionRunner):
 
 @dataclass
 class LoadedGraph:
-    """A graph's session, and what has been called so far, by the free sizes. weights: what the session reads of ours."""
+    """A graph's session, and what has been called so far, by the free sizes. weights: memory that the session reads."""
 
     session: Any
     inputs: Sequence[Port]
