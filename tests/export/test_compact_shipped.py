@@ -23,8 +23,8 @@ from shotstream.runtime.runtime import Runtime
 
 pytest.importorskip("onnxruntime")
 log = logging.getLogger(__name__)
-LARGEST_ERROR = 0.1
-"""Of the latents of a first chunk, relative; it is %s."""
+LARGEST_ERROR = 0.15
+"""Of the latents of a first chunk, relative. What both are is logged."""
 LEAST_PSNR = 25.0
 
 
@@ -45,8 +45,8 @@ def test_they_are_small_and_of_the_weights_beside_them() -> None:
 def test_they_play_the_film_of_eager_without_exporting(monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("onnx", "onnxscript"):
         monkeypatch.setitem(sys.modules, package, None)
-    for module in (onnx_engine, onnx_decoder):
-        monkeypatch.setattr(module, "export_graphs", lambda *_: pytest.fail("exported: the package's graphs are stale"))
+    monkeypatch.setattr(onnx_engine, "own_export", lambda *_: pytest.fail("exported: the package's segments are stale"))
+    monkeypatch.setattr(onnx_decoder, "export_graphs", lambda *_: pytest.fail("exported: its decoder is stale"))
     made = []
     for options in (
         {"engine": "eager"},
