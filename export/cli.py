@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shotstream.export import engines_command
+from shotstream.export.compact_command import compact
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,7 @@ def mount(app: typer.Typer) -> None:
     """Add `export` with its commands."""
     commands = typer.Typer(help="The model as ONNX graphs and as engines.", no_args_is_help=True, rich_markup_mode=None)
     commands.command("onnx")(onnx)
+    commands.command("compact")(compact)
     engines_command.mount(commands)
     commands.command("verify")(verify)
     app.add_typer(commands, name="export")

@@ -1,8 +1,8 @@
 """A streaming decoder's step with most convolutions in eight-bit integers, for CPUs: static, by ONNX Runtime's tools.
 
 Ranges of activations are those of a stream of normal latents from a fixed seed: latents are normalised, and pictures
-vary less than noise. What reads the latents, paints the pixels or mixes channels only stays in float32: it costs little
-and would show.
+vary less than noise. What reads the latents, mixes channels only, or comes last stays in float32: rounding in the last
+layers shows as a weave on even ground.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _CHUNKS, _LATENTS = 6, 3
 """Of the stream by which ranges are found."""
+_LAST = 3
+"""Convolutions at the end that stay as they are: the one that paints pixels, and a block of `tiny-vae` before it."""
 
 
 def quantise_decoder(folder: Path, target: Path, source: Source) -> Manifest:
@@ -86,7 +88,7 @@ def _exact(model: Any) -> list[str]:
     return [
         name
         for name, shape in convolutions
-        if shape[2:] == (1, 1) or shape[1] == latent_channels.dim_value or name == wide[-1]
+        if shape[2:] == (1, 1) or shape[1] == latent_channels.dim_value or name in wide[-_LAST:]
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -162,15 +163,21 @@ def demo(
     live: Live = False,
     chunks: Chunks = None,
     weights: Weights = "default",
-    engine: Engine = "eager",
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="What executes the steps; default: the fastest that is as good.")
+    ] = None,
     engine_option: EngineOption = None,
     engine_fallback: EngineFallback = None,
+    decoder: Decoder = None,
     threads: Threads = None,
     scale: Scale = 2,
     choose: Choose = None,
 ) -> None:
     """Play the built-in story on the embedded model."""
     from shotstream.runtime.story import load_story
+
+    if engine is None and not engine_option and decoder is None and _eight_bits(device, weights):
+        engine, engine_option, decoder = "onnx", ["precision=int8"], "tiny-vae-onnx-int8"
 
     with resources.as_file(resources.files("shotstream.runtime") / "stories" / "demo.yaml") as path:
         source = load_story(path)
@@ -181,13 +188,22 @@ def demo(
             "tiny",
             device,
             weights,
-            engine,
+            engine or "eager",
             threads=threads,
+            decoder=decoder,
             engine_options=engine_option or (),
             engine_fallback=engine_fallback,
         ),
         FilmChoice(out, seed, chunks, live, scale, choose or ()),
     )
+
+
+def _eight_bits(device: str, weights: str) -> bool:
+    """Whether the embedded model can be played in eight-bit integers: faster, and no worse to the oracle.
+
+    Figures are in the export room's README. Its graphs come with the package, for a CPU and for its own weights.
+    """
+    return (device, weights) == ("cpu", "default") and importlib.util.find_spec("onnxruntime") is not None
 
 
 def _play(settings: Settings, source: StorySource, model: ModelChoice, choice: FilmChoice) -> None:
