@@ -150,7 +150,7 @@ def test_an_eight_bit_export_is_complete_resumable_and_of_one_calibration(tmp_pa
 def test_rtx_builds_eight_bit_products(tmp_path: Path) -> None:
     graph = small_export() / "mid_1.onnx"
     quantise_graph(graph, tmp_path / "eight.onnx", dict.fromkeys(PRODUCTS[1:], 3.0))
-    ranges = profiles("mid_1", read_manifest(small_export()).graph("mid_1"), PARTS.config)
+    ranges = profiles("mid_1", read_manifest(small_export()).graph("mid_1"), PARTS.config, PARTS.latent_shape)
     build_apart(BuildOrder(RTX, str(tmp_path / "eight.onnx"), str(tmp_path / "plan"), ranges, ("sm_120",)))
     with pytest.raises(UserError, match=r"Cannot compile for target.*sm86"):
         build_apart(BuildOrder(RTX, str(tmp_path / "eight.onnx"), str(tmp_path / "plan"), ranges, ("sm_86",)))

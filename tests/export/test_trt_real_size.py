@@ -33,7 +33,7 @@ def test_a_middle_segment_of_the_real_size_builds_in_16_and_8_bits(
     quantise_graph(tmp_path / "bf16.onnx", tmp_path / "fp8.onnx", dict.fromkeys(PRODUCTS, 8.0))
     for precision, most in (("bf16", 85), ("fp8", 45)):
         plan = tmp_path / f"{precision}.plan"
-        ranges = profiles("mid_0", graph, config)
+        ranges = profiles("mid_0", graph, config, LATENT)
         facts = build_apart(BuildOrder(RTX, str(tmp_path / f"{precision}.onnx"), str(plan), ranges, ("sm_120",)))
         size = plan.stat().st_size / 2**20
         with capsys.disabled():
