@@ -120,7 +120,8 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str] | None = 
                 raise UserError(f"{path} of graph '{name}' is missing; export again into this folder to make it anew")
             if hash_of(path) != expected:
                 raise UserError(
-                    f"{path} of graph '{name}' is not the file that was exported; delete it and export again"
+                    f"{path} of graph '{name}' is not the file that was exported; export again into this folder to "
+                    f"make it anew"
                 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
@@ -15,7 +16,7 @@ import torch
 from filelock import FileLock
 
 from shotstream.export.artifact import MANIFEST, Manifest, Source, check_files, read_manifest, write_manifest
-from shotstream.export.graphs import OPSET, GraphSpec, write_graph
+from shotstream.export.graphs import OPSET, SCRATCH, GraphSpec, write_graph
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.plugins import ModelParts
 
@@ -59,6 +60,8 @@ def export_graphs(
     folder holds graphs of something else, or cannot be written.
     """
     with locked(folder):
+        for left in folder.glob(f"{SCRATCH}*"):
+            shutil.rmtree(left, ignore_errors=True)
         manifest = _begin(folder, source)
         missing = [name for name in specs if not _intact(folder, manifest, name)]
         for name in missing:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 OPSET = 20
 """What TensorRT before 10.14 reads too; from 23 on attention is one node."""
+SCRATCH = ".export-"
+"""How folders begin that a graph is made in; one that is left was of an export that was killed."""
 _INLINE_BYTES = 1 << 20
 
 
@@ -56,7 +58,7 @@ def write_graph(spec: GraphSpec, folder: Path, file: str, opset: int = OPSET) ->
     target.parent.mkdir(parents=True, exist_ok=True)
     with _quiet():
         program = _program(spec, opset)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
         made = Path(scratch) / target.name
         try:
             program.save(str(made), external_data=_weight_bytes(program) > _INLINE_BYTES)

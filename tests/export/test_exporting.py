@@ -55,7 +55,9 @@ def test_an_interrupted_export_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         export_graphs(tmp_path, SOURCE, {"a": spec, "b": stopped})
     assert list(read_manifest(tmp_path).graphs) == ["a"]
+    (tmp_path / ".export-killed").mkdir()
     assert made_of(tmp_path, "a", "b")[1] == ["b"]
+    assert not (tmp_path / ".export-killed").exists()
 
 
 def test_a_changed_file_is_noticed_and_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
