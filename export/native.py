@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from shotstream.export.rtx_native import CONTEXT_IN_PLACE, STEP_IN_PLACE
 from shotstream.export.segments import TEXT, SegmentRunner
 from shotstream.export.step import STEP
 from shotstream.runtime.config import DiTConfig
@@ -18,6 +19,13 @@ from shotstream.runtime.graph.ops import CacheWriter
 from shotstream.runtime.graph.passes import PassInput
 from shotstream.runtime.model.transformer import TextKV, sinusoid
 from shotstream.runtime.plugins import EngineRequest
+
+
+def in_place_engine(request: EngineRequest, runner: SegmentRunner, *, capture: bool) -> GraphEngine:
+    """An engine whose runner executes the graphs `step_in_place`, `context_in_place` and `text_ctx`."""
+    parts = request.parts
+    passes = NativeInPlace(parts.config, runner, parts.latent_shape[1:])
+    return GraphEngine(request, GraphOptions(fp8="none", capture=capture), passes)
 
 
 def native_engine(request: EngineRequest, runner: SegmentRunner) -> GraphEngine:
@@ -31,6 +39,8 @@ def native_engine(request: EngineRequest, runner: SegmentRunner) -> GraphEngine:
 
 class NativeStep:
     """Runs passes as `runtime.graph.passes.PassRunner` says."""
+
+    heads_first = False
 
     def __init__(self, config: DiTConfig, runner: SegmentRunner, latent_size: tuple[int, int]) -> None:
         self.config = config
@@ -77,6 +87,62 @@ class NativeStep:
             writer.k_BSHK[0, slots].copy_(new[2 * layer])
             writer.v_BSHK[0, slots].copy_(new[2 * layer + 1])
         return flow_FCHW
+
+
+class NativeInPlace(NativeStep):
+    """The same with graphs that write the caches themselves: `step_in_place` for chunks, `context_in_place` for the
+    context pass. What changes from call to call lies in device memory.
+    """
+
+    heads_first = True
+
+    def _call(self, given: PassInput, begin: int, end: int, visible: int) -> Tensor:
+        tokens, writer, frames = self.tokens_per_frame, given.writers[0], end - begin
+        name, captions = (STEP_IN_PLACE, 1) if frames == self.config.chunk_frames else (CONTEXT_IN_PLACE, frames)
+        span = next(span for span, first in zip(given.spans, _firsts(given), strict=True) if first == begin)
+        device = given.z_BFCHW.device
+        caption_F = given.caption_index_F
+        if caption_F is None:
+            caption_F = torch.zeros(given.z_BFCHW.shape[1], dtype=torch.int64, device=device)
+        time_FW = sinusoid(given.t_BF[0, begin:end], self.config.freq_dim).float()
+        table = [part[0, begin * tokens : end * tokens, 0] for part in given.table]
+        caches = [buffer.transpose(1, 2) for each in given.writers for buffer in (each.k_BSHK, each.v_BSHK)]
+        layers = []
+        for layer, text_kv in enumerate(given.text_kv):
+            layers += [*(_padded(part, captions) for part in text_kv), *caches[2 * layer : 2 * layer + 2]]
+        places = (_wrapped(writer, begin * tokens), span.length_1)
+        flow_FCHW, *left = self.runner(
+            name, (given.z_BFCHW[0, begin:end], time_FW, *table, caption_F[begin:end], *places, *layers)
+        )
+        for cache, after in zip(caches, left, strict=True):
+            if after.data_ptr() != cache.data_ptr():  # an executor that does not bind both to one address
+                cache.copy_(after)
+        return flow_FCHW
+
+
+def _firsts(given: PassInput) -> list[int]:
+    """First frame of each span."""
+    firsts, begin = [], 0
+    for span in given.spans:
+        firsts.append(begin)
+        begin += span.frames
+    return firsts
+
+
+def _padded(text_NLHK: Tensor, captions: int) -> Tensor:
+    """As many captions as the graph takes; what is added nobody reads."""
+    count = len(text_NLHK)
+    return (
+        text_NLHK if count == captions else torch.cat([text_NLHK, text_NLHK[-1:].expand(captions - count, -1, -1, -1)])
+    )
+
+
+def _wrapped(writer: CacheWriter, tokens: int) -> Tensor:
+    """Slot of the token that is so many behind a pass's first, int32 ``[1]``, found on the device."""
+    slot, capacity = writer.start_1 + tokens, writer.k_BSHK.shape[1]
+    if writer.ring_begin is None:
+        return slot
+    return torch.where(slot < capacity, slot, writer.ring_begin + (slot - capacity) % (capacity - writer.ring_begin))
 
 
 def _slots(writer: CacheWriter, begin: int, end: int) -> slice:

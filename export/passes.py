@@ -17,6 +17,8 @@ from shotstream.runtime.model.transformer import TextKV, sinusoid
 class SegmentedTransformer:
     """Runs passes as `runtime.graph.passes.PassRunner` says. `model` gives the norms of queries and keys only."""
 
+    heads_first = False
+
     def __init__(
         self, model: Any, runner: SegmentRunner, ops: BlockOps, attention: Attention, latent_size: tuple[int, int]
     ) -> None:

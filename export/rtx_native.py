@@ -29,8 +29,8 @@ from shotstream.runtime.config import DiTConfig
 if TYPE_CHECKING:
     from onnx import FunctionProto
 
-STEP_IN_PLACE = "step_in_place"
-"""Name of the graph."""
+STEP_IN_PLACE, CONTEXT_IN_PLACE = "step_in_place", "context_in_place"
+"""Names of the graph over a chunk with one caption, and over the context frames with a caption each."""
 OPSET = 24
 """The first that has `TensorScatter`."""
 NAME = "UpdateCacheAttention"

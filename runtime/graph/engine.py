@@ -76,7 +76,7 @@ class GraphEngine:
         self._scales: HeadScales | None = None
         if options.fp8 in ("cache", "all"):
             self._scales = head_scales(self.passes, self.latent_shape, self.device, self.dtype)
-        self._any_length = reads_device_length(self.attention, self._scales is not None)
+        self._any_length = self.passes.heads_first or reads_device_length(self.attention, self._scales is not None)
 
     def _fused(self, options: GraphOptions) -> FusedTransformer:
         layers, ends = self.config.layers, options.exact_blocks
@@ -88,7 +88,13 @@ class GraphEngine:
     def new_state(self) -> GraphState:
         """Caches and fixed addresses of one session."""
         return GraphState.empty(
-            self.config, self.latent_shape, self.device, self.dtype, self._scales, capture=self.options.capture
+            self.config,
+            self.latent_shape,
+            self.device,
+            self.dtype,
+            self._scales,
+            capture=self.options.capture,
+            heads_first=self.passes.heads_first,
         )
 
     def embed_caption(self, text_1LE: Tensor) -> TextKV:

@@ -57,9 +57,13 @@ class PassInput:
 
 
 class PassRunner(Protocol):
-    """Runs the transformer over a pass's frames."""
+    """Runs the transformer over a pass's frames.
+
+    heads_first: how it wants caches to lie, as of `DualCache`; one that does reads lengths on the device.
+    """
 
     config: DiTConfig
+    heads_first: bool
 
     def __call__(self, given: PassInput) -> Tensor | None:
         """Store the keys and values of all frames; return the flow ``[1, F', C, H, W]`` of those that are not only
@@ -74,6 +78,8 @@ class PassRunner(Protocol):
 
 class FusedTransformer:
     """The transformer of a model, packed. `eight_bit` says which layers' products are."""
+
+    heads_first = False
 
     def __init__(
         self, model: Any, ops: BlockOps, attention: Attention, latent_size: tuple[int, int], eight_bit: Sequence[bool]

@@ -75,8 +75,9 @@ class GraphState:
         scales: HeadScales | None,
         *,
         capture: bool = False,
+        heads_first: bool = False,
     ) -> GraphState:
-        """Zeros everywhere. With scales, keys and values are held in eight bits."""
+        """Zeros everywhere. With scales, keys and values are held in eight bits. heads_first: as of `DualCache`."""
         tokens = config.tokens_per_frame(*latent_shape[1:])
         chunk = (1, config.chunk_frames, *latent_shape)
         text = (1, config.text_len, config.heads, config.head_dim)
@@ -87,7 +88,9 @@ class GraphState:
 
         held = dtype if scales is None else torch.float8_e4m3fn
         return cls(
-            cache=DualCache(config, tokens, device, held, values_by_channel=scales is not None),
+            cache=DualCache(
+                config, tokens, device, held, values_by_channel=scales is not None, heads_first=heads_first
+            ),
             noise=zeros(chunk),
             x0=zeros(chunk),
             clean=zeros(chunk),

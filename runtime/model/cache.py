@@ -44,15 +44,19 @@ class DualCache:
         dtype: torch.dtype = torch.float32,
         batch: int = 1,
         values_by_channel: bool = False,
+        heads_first: bool = False,
     ) -> None:
-        """values_by_channel: a channel's slots lie next to each other, as eight-bit tensor cores want to read them."""
+        """values_by_channel: a channel's slots lie next to each other, as eight-bit tensor cores want to read them.
+        heads_first: a head's slots do, as engines with an attention of their own want them.
+        """
         frames = config.context_frames + config.local_frames
         shape = (batch, frames * tokens_per_frame, config.heads, config.head_dim)
         self.config = config
         self.tokens_per_frame = tokens_per_frame
         self.dropped = 0
-        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.layers)]
-        make_v = _by_channel if values_by_channel else torch.zeros
+        make_k = _by_head if heads_first else torch.zeros
+        make_v = _by_channel if values_by_channel else make_k
+        self.k = [make_k(shape, device=device, dtype=dtype) for _ in range(config.layers)]
         self.v = [make_v(shape, device=device, dtype=dtype) for _ in range(config.layers)]
 
     @property
@@ -108,6 +112,12 @@ def _by_channel(shape: tuple[int, ...], device: torch.device | str, dtype: torch
     batch, slots, heads, width = shape
     memory = torch.zeros((batch, heads, width, -(-slots // 16) * 16), device=device, dtype=dtype)
     return memory[..., :slots].permute(0, 3, 1, 2)
+
+
+def _by_head(shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """Zeros ``[B, S, heads, head_dim]`` in memory as ``[B, heads, S, head_dim]``."""
+    batch, slots, heads, width = shape
+    return torch.zeros((batch, heads, slots, width), device=device, dtype=dtype).transpose(1, 2)
 
 
 class RecordingKeys:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +10,11 @@ import pytest
 import torch
 from films import assert_same_film
 from step_files import OrtRunner, exported_step, small_parts
+from torch import Tensor
 
-from shotstream.export.native import NativeStep, native_engine
-from shotstream.export.segments import TEXT
+from shotstream.export.native import NativeStep, in_place_engine, native_engine
+from shotstream.export.rtx_native import CONTEXT_IN_PLACE, STEP_IN_PLACE, StepInPlace
+from shotstream.export.segments import TEXT, TextSegment
 from shotstream.export.step import STEP
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.graph.ops import CacheWriter
@@ -85,3 +87,46 @@ def test_eight_bit_caches_are_refused() -> None:
     step = NativeStep(parts.config, lambda *_: [], parts.latent_shape[1:])
     with pytest.raises(UserError, match="choose fp8 none"):
         step(_given(writer, [Span(1, torch.tensor([2]), 2)], 0))
+
+
+class _InPlace:
+    """The graphs that write caches themselves, in torch. bound: as if outputs were the caches' own memory."""
+
+    name = "in-place"
+
+    def __init__(self, bound: bool) -> None:
+        self.bound = bound
+        self.calls: list[str] = []
+
+    def build(self, registry: Registry) -> None:
+        registry.register("engine", "in-place", self._make)
+
+    def _make(self, request: EngineRequest) -> Any:
+        parts = request.parts
+        self.module = StepInPlace(parts.transformer, parts.latent_shape).eval()
+        self.text = TextSegment(parts.transformer)
+        return in_place_engine(request, self, capture=True)
+
+    def __call__(self, name: str, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        self.calls.append(name)
+        if name == TEXT:
+            return self.text(*inputs)
+        flow, *left = self.module(*inputs)
+        caches = [part for layer in range(len(left) // 2) for part in inputs[9 + 4 * layer : 11 + 4 * layer]]
+        assert all(cache.is_contiguous() for cache in caches)
+        if self.bound:
+            for cache, after in zip(caches, left, strict=True):
+                cache.copy_(after)
+            left = caches
+        return flow, *left
+
+
+@pytest.mark.parametrize("bound", [True, False])
+@pytest.mark.parametrize("options", [{}, {"sink_frames": 6, "context_noise": 300.0}], ids=str)
+def test_steps_in_place_make_the_film_of_the_eager_engine(
+    small_runtime: MakeRuntime, options: dict[str, Any], bound: bool
+) -> None:
+    plugin = _InPlace(bound)
+    eager = small_runtime(engine="eager", model_options=options)
+    assert_same_film(eager, small_runtime(plugin, engine="in-place", model_options=options))
+    assert set(plugin.calls) == {TEXT, STEP_IN_PLACE, CONTEXT_IN_PLACE}
