@@ -11,9 +11,10 @@ import torch
 
 from shotstream.export.decoder_graphs import decoder_specs
 from shotstream.export.graphs import OPSET, GraphSpec
+from shotstream.export.rtx_native import CONTEXT_IN_PLACE, STEP_IN_PLACE, step_in_place_spec
 from shotstream.export.rtx_native import OPSET as IN_PLACE_OPSET
-from shotstream.export.rtx_native import STEP_IN_PLACE, step_in_place_spec
 from shotstream.export.segment_graphs import segment_spec
+from shotstream.export.segments import TEXT as TEXT_SEGMENT
 from shotstream.export.segments import cut
 from shotstream.export.step import step_spec
 from shotstream.export.text_graphs import text_specs
@@ -41,7 +42,12 @@ def graph_specs(parts: ModelParts, dtype: torch.dtype, wanted: Sequence[str] = C
     if STEP in wanted:
         specs[STEP] = partial(step_spec, transformer, latent_shape, dtype)
     if IN_PLACE in wanted:
-        specs[IN_PLACE] = partial(step_in_place_spec, transformer, latent_shape, dtype, attention="tensorrt")
+        in_place = partial(step_in_place_spec, transformer, latent_shape, dtype, attention="tensorrt")
+        frames = parts.config.context_frames
+        text = cut(transformer, latent_shape)[TEXT_SEGMENT]
+        specs[TEXT_SEGMENT] = partial(segment_spec, TEXT_SEGMENT, text, parts.config, latent_shape, dtype)
+        specs[CONTEXT_IN_PLACE] = partial(in_place, frames=frames, captions=frames)
+        specs[STEP_IN_PLACE] = in_place
     if DECODER in wanted and parts.decoder is not None:
         specs |= decoder_specs(parts.decoder, latent_shape[1:])
     if TEXT in wanted and parts.text is not None and not isinstance(parts.text, RandomTextEncoder):

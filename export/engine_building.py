@@ -16,7 +16,7 @@ from shotstream.export.calibration import LARGEST_LOSS, Report, calibrate, read_
 from shotstream.export.eight_bit import eight_bit_export
 from shotstream.export.exporting import PRECISIONS
 from shotstream.export.precision import FP8_FOLDER
-from shotstream.export.rtx_native import STEP_IN_PLACE
+from shotstream.export.rtx_native import CONTEXT_IN_PLACE, STEP_IN_PLACE
 from shotstream.export.segments import TEXT, signatures
 from shotstream.export.step import STEP
 from shotstream.export.store import EngineStore
@@ -125,7 +125,7 @@ def chosen_graphs(manifest: Manifest, product: Product, attention: str, only: st
             "--attention plugin is for TensorRT-RTX; leave it away, and our attention runs between segments"
         )
     config = DiTConfig.from_dict(dict(manifest.source.config))
-    whole = [STEP] if attention == PLUGIN else [STEP, STEP_IN_PLACE]
+    whole = [STEP] if attention == PLUGIN else [STEP, CONTEXT_IN_PLACE, STEP_IN_PLACE]
     fitting = list(signatures(config)) if attention == OURS else whole
     there = [name for name in fitting if name in manifest.graphs]
     if not there and only is None:
@@ -136,7 +136,7 @@ def chosen_graphs(manifest: Manifest, product: Product, attention: str, only: st
     if only is None:
         return there
     if attention == OURS:  # and what lies around the transformer
-        there += [name for name in manifest.graphs if name not in (*there, STEP, STEP_IN_PLACE)]
+        there += [name for name in manifest.graphs if name not in (*there, STEP, CONTEXT_IN_PLACE, STEP_IN_PLACE)]
     wanted = [name.strip() for name in only.split(",")]
     if unknown := [name for name in wanted if name not in there]:
         raise UserError(f"the export has no {', '.join(unknown)} for this; it has {', '.join(there)}")

@@ -100,6 +100,12 @@ def step_in_place_signature(config: DiTConfig) -> Signature:
     return Signature((*COMMON, *_SHARED, *inputs), ("flow", *outputs))
 
 
+def cache_aliases(config: DiTConfig) -> dict[str, str]:
+    """Which input each cache that comes out is, by name: both are to lie at one address."""
+    layers = range(config.layers)
+    return {f"{what}_cache_out_{layer}": f"{what}_cache_{layer}" for layer in layers for what in "kv"}
+
+
 def step_in_place_spec(
     model: Any,
     latent_shape: tuple[int, int, int],

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from shotstream.export.artifact import Manifest, Source, check_files
-from shotstream.export.contents import DECODER, IN_PLACE, graph_specs
+from shotstream.export.contents import DECODER, graph_specs
 from shotstream.export.exporting import PRECISIONS
 from shotstream.export.graphs import GraphSpec
 from shotstream.export.onnx_runtime import OnnxRunner, SessionSettings
+from shotstream.export.rtx_native import CONTEXT_IN_PLACE, STEP_IN_PLACE
 from shotstream.export.segment_graphs import CAPTIONS, FRAMES, example_inputs, most_frames
 from shotstream.export.segments import signatures
 from shotstream.runtime.engine import EagerEngine, Engine, ShotContext
@@ -46,7 +47,7 @@ def check_graphs(
     specs = graph_specs(parts, PRECISIONS[source.precision])
     settings = SessionSettings(torch.device("cpu"))
     for name in manifest.graphs:
-        if name == IN_PLACE:
+        if name in (STEP_IN_PLACE, CONTEXT_IN_PLACE):
             yield Row(name, "", "skipped", note="its attention is in TensorRT's words")
             continue
         if name not in specs:

@@ -13,8 +13,14 @@ from pathlib import Path
 
 from shotstream.export.artifact import Manifest, read_manifest
 from shotstream.export.engine import SegmentOptions, segment_engine
-from shotstream.export.native import native_engine
+from shotstream.export.native import in_place_engine, native_engine
 from shotstream.export.precision import FP8, FP8_FOLDER
+from shotstream.export.rtx_native import (
+    CONTEXT_IN_PLACE,
+    STEP_IN_PLACE,
+    cache_aliases,
+    step_in_place_signature,
+)
 from shotstream.export.segments import TEXT, signatures
 from shotstream.export.step import STEP, step_signature
 from shotstream.export.store import EngineStore, default_store
@@ -64,7 +70,11 @@ def stored_engine(product: Product, gpu: str, request: EngineRequest) -> GraphEn
     store = EngineStore(Path(options.store) if options.store else default_store())
     config, native = request.parts.config, options.attention == "native"
     named = signatures(config)
-    if native:
+    in_place = native and STEP_IN_PLACE in manifest.graphs
+    if in_place:
+        whole = step_in_place_signature(config)
+        named = {TEXT: named[TEXT], CONTEXT_IN_PLACE: whole, STEP_IN_PLACE: whole}
+    elif native:
         named = {TEXT: named[TEXT], STEP: step_signature(config)}
     entries = {
         name: store.best(engine_key(manifest, name, product), gpu)
@@ -74,7 +84,10 @@ def stored_engine(product: Product, gpu: str, request: EngineRequest) -> GraphEn
         (name, partial(store.load, entry)) for name, entry in entries.items()
     ]
     kernels = store.root / f"{product.name}-{product.version}-{gpu}.kernels"
-    runner = TrtRunner(product, plans, named, request.device, kernels)
+    aliases = cache_aliases(config) if in_place else {}
+    runner = TrtRunner(product, plans, named, request.device, kernels, aliases)
+    if in_place:
+        return in_place_engine(request, runner, capture=options.capture)
     return native_engine(request, runner) if native else segment_engine(request, runner, options)
 
 

@@ -57,13 +57,16 @@ class TrtRunner:
         signatures: Mapping[str, Signature],
         device: torch.device,
         kernels: Path | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         """plans: by segment, each read when its turn comes. kernels: file in which TensorRT-RTX keeps what it compiled.
+        aliases: inputs that are written in place, by the name of the output.
 
         Raises UserError for a plan that this product and GPU do not take, or that is of another segment.
         """
         self.product, self.device = product, device
         self.signatures = signatures
+        self._aliases = dict(aliases or {})
         self._logger = logger_of(product.module)
         self._runtime = product.module.Runtime(self._logger)
         self._engines = {name: self._loaded(name, plan()) for name, plan in plans}
@@ -93,7 +96,9 @@ class TrtRunner:
         if context is None:
             context = self._contexts[name, shapes] = self._context(name, given)
         outputs = [
-            torch.empty(tuple(context.get_tensor_shape(port)), dtype=dtypes[port], device=self.device)
+            given[self._aliases[port]]
+            if port in self._aliases
+            else torch.empty(tuple(context.get_tensor_shape(port)), dtype=dtypes[port], device=self.device)
             for port in signature.outputs
         ]
         for port, tensor in (*given.items(), *zip(signature.outputs, outputs, strict=True)):
@@ -149,6 +154,8 @@ class TrtRunner:
             raise UserError(f"the engine of {name} takes {port} as {dtype}, and it is {tensor.dtype}")
         if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
             return tensor
+        if port in self._aliases.values():
+            raise ValueError(f"{port} of {name} is written in place, and does not lie as contexts want it")
         return tensor.clone(memory_format=torch.contiguous_format)
 
     def _stream(self) -> int:

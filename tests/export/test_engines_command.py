@@ -25,8 +25,9 @@ from shotstream.export.engines_command import mount
 from shotstream.export.exporting import export_graphs, source_of
 from shotstream.export.graphs import OPSET
 from shotstream.export.precision import FP8_FOLDER, PRODUCTS
+from shotstream.export.rtx_native import CONTEXT_IN_PLACE, STEP_IN_PLACE
 from shotstream.export.rtx_native import OPSET as IN_PLACE_OPSET
-from shotstream.export.rtx_native import STEP_IN_PLACE
+from shotstream.export.segments import TEXT
 from shotstream.export.step import STEP
 from shotstream.export.store import EngineStore
 from shotstream.export.store_entry import KEY
@@ -240,6 +241,7 @@ def test_the_products_attention_takes_the_whole_step(tmp_path: Path, store: Path
         export_graphs(tmp_path / name, source_of(parts, "bfloat16", opset), graph_specs(parts, torch.bfloat16, (name,)))
         built = Answer("--from", str(tmp_path / name), "--store", str(store), "--attention", "native")
         assert built.code == 0, built.said
-    assert sorted(entry.key.graph for entry, _ in EngineStore(store).entries() if entry) == ["step", "step_in_place"]
+    names = sorted(entry.key.graph for entry, _ in EngineStore(store).entries() if entry)
+    assert names == [CONTEXT_IN_PLACE, STEP, STEP_IN_PLACE, TEXT]
     refused = Answer("--from", str(tmp_path / STEP), "--store", str(store), "--attention", "plugin")
     assert "the attention plugin has no kernel for heads of 16 channels" in refused.said

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,17 @@ def runner(product: Product, store: Path) -> TrtRunner:
     return runner_of(product, store)
 
 
-def runner_of(product: Product, store: Path, kernels: Path | None = None, **changed: bytes) -> TrtRunner:
+def runner_of(
+    product: Product,
+    store: Path,
+    kernels: Path | None = None,
+    aliases: Mapping[str, str] | None = None,
+    **changed: bytes,
+) -> TrtRunner:
     held = EngineStore(store)
     plans = {entry.key.graph: held.load(entry) for entry, _ in held.entries() if entry} | changed
     given = [(name, partial(plans.__getitem__, name)) for name in plans]
-    return TrtRunner(product, given, signatures(CONFIG), torch.device("cpu"), kernels)
+    return TrtRunner(product, given, signatures(CONFIG), torch.device("cpu"), kernels, aliases)
 
 
 def inputs_of(name: str, frames: int = 3) -> list[torch.Tensor]:
@@ -122,6 +128,19 @@ def test_inputs_that_do_not_lie_as_they_should_are_copied(runner: TrtRunner) -> 
     torch.testing.assert_close(runner("head", [odd, time])[0][1:], expected[0])
     turned = latent.transpose(2, 3).contiguous().transpose(2, 3)
     torch.testing.assert_close(runner("head", [turned, time])[0][1:], expected[0])
+
+
+def test_what_is_written_in_place_keeps_its_address(product: Product, store: Path, runner: TrtRunner) -> None:
+    expected = runner("mid_0", inputs_of("mid_0"))[0].clone()
+    in_place = runner_of(product, store, aliases={"x_next": "x"})
+    aligned = torch.empty(1 << 16)  # torch aligns what is large enough
+    inputs = inputs_of("mid_0")
+    start = -aligned.data_ptr() % running.ALIGNMENT // 4
+    x = aligned[start : start + inputs[0].numel()].view_as(inputs[0]).copy_(inputs[0])
+    assert in_place("mid_0", [x, *inputs[1:]])[0] is x
+    torch.testing.assert_close(x, expected)
+    with pytest.raises(ValueError, match="written in place"):
+        in_place("mid_0", [aligned[start + 1 : start + 1 + x.numel()].view_as(x), *inputs[1:]])
 
 
 def test_what_an_engine_does_not_take_is_refused(runner: TrtRunner, product: Product) -> None:
