@@ -25,13 +25,13 @@ class TrainingPlugin:
 
 
 def _mount_evaluate(app: typer.Typer) -> None:
-    from shotstream.training import evaluate_command
+    from shotstream.training.evaluation import command as evaluate_command
 
     evaluate_command.mount(app)
 
 
 def _parity_groups() -> list[CaseGroup]:
-    from shotstream.training import parity_cases
+    from shotstream.training.method import parity_cases
 
     return parity_cases.parity_groups()
 

@@ -19,15 +19,15 @@ from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.text.tiny import TinyTextEncoder
-from shotstream.training.dmd_stage import DmdRecipe, InterStage, IntraStage
-from shotstream.training.latents import LatentStories, make_latents
-from shotstream.training.lora import merge_adapters
-from shotstream.training.ode_stage import OdeStage, Pairs, make_pairs
+from shotstream.training.data.latents import LatentStories, make_latents
+from shotstream.training.method.lora import merge_adapters
 from shotstream.training.recipe import Recipe
-from shotstream.training.teacher_stage import TeacherStage, training_attention
-from shotstream.training.text_stage import TextStage
-from shotstream.training.trainer import Ema, LoopConfig, Stage, run_stage
-from shotstream.training.vae_stage import run_vae_stage
+from shotstream.training.stages.dmd import DmdRecipe, InterStage, IntraStage
+from shotstream.training.stages.ode import OdeStage, Pairs, make_pairs
+from shotstream.training.stages.teacher import TeacherStage, training_attention
+from shotstream.training.stages.text import TextStage
+from shotstream.training.stages.trainer import Ema, LoopConfig, Stage, run_stage
+from shotstream.training.stages.vae import run_vae_stage
 from shotstream.training.weights import load_dit_weights, load_text_weights, save_weights, trained_codec
 
 Progress = Callable[[str, int, int, dict[str, float]], None]

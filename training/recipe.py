@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 
 from shotstream.runtime.errors import UserError
-from shotstream.training.dmd_stage import DmdRecipe
-from shotstream.training.latents import LatentPlan
-from shotstream.training.ode_stage import OdeRecipe
-from shotstream.training.teacher_stage import TeacherRecipe
-from shotstream.training.text_stage import TextRecipe
-from shotstream.training.vae_stage import VAERecipe
+from shotstream.training.data.latents import LatentPlan
+from shotstream.training.stages.dmd import DmdRecipe
+from shotstream.training.stages.ode import OdeRecipe
+from shotstream.training.stages.teacher import TeacherRecipe
+from shotstream.training.stages.text import TextRecipe
+from shotstream.training.stages.vae import VAERecipe
 
 STAGES = ("vae", "text", "latents", "teacher", "ode", "intra", "inter", "decoder", "export")
 """In the order in which they need each other."""

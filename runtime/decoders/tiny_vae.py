@@ -3,7 +3,7 @@
 It has the geometry of the real model's codec (4k+1 frames <-> k+1 latents, every latent depends on the past only), so
 that everything around it is shared; it has twice the channels, for cells four times as large, and is not compatible
 with that codec's weights. The encoder average-pools pixels by two before its stride of eight; the decoder paints at
-the full size, so one latent cell covers 16x16 pixels. Training lives in `shotstream.training.vae_stage`.
+the full size, so one latent cell covers 16x16 pixels. Training lives in `shotstream.training.stages.vae`.
 
 Letters: B clips, T pixel frames, F latent frames, C channels, H W height and width, N images. Inside the networks
 frames are laid out time-major, [T*B, C, H, W]: a shift by one frame is then one concatenation.

@@ -1,7 +1,7 @@
 """The embedded text encoder: words and hashed letter groups into a small transformer. No vocabulary file, no download.
 
 An unknown word is no blind spot: it shares letter groups with the words it resembles. Trained by itself
-(``shotstream.training.text_stage``), frozen afterwards.
+(``shotstream.training.stages.text``), frozen afterwards.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from shotstream.runtime.model.cache import DualCache
 from shotstream.runtime.model.rollout import ShotConditions, chunk_pass, clean_pass, context_pass
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
-from shotstream.training.clean_history import clean_history_mask, clean_history_ode_loss
-from shotstream.training.conditioning import Conditioning
-from shotstream.training.draws import TorchDraws
-from shotstream.training.ode_stage import OdeRecipe
+from shotstream.training.method.clean_history import clean_history_mask, clean_history_ode_loss
+from shotstream.training.method.conditioning import Conditioning
+from shotstream.training.method.draws import TorchDraws
+from shotstream.training.stages.ode import OdeRecipe
 
 CONFIG = DiTConfig(dim=32, heads=2, ffn_dim=48, layers=2, channels=4, text_len=6, text_dim=16, shift=3.0)
 SCHEDULE = NoiseSchedule(CONFIG.shift)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from shotstream.training import evaluate as evaluation
-from shotstream.training.evaluate import drift_stories, evaluation_stories, measure
-from shotstream.training.evaluate_goals import Goal, gain_lines, goal_lines, goals_as_dict, goals_of
-from shotstream.training.evaluate_sources import (
+from shotstream.training.evaluation import evaluate as evaluation
+from shotstream.training.evaluation.evaluate import drift_stories, evaluation_stories, measure
+from shotstream.training.evaluation.goals import Goal, gain_lines, goal_lines, goals_as_dict, goals_of
+from shotstream.training.evaluation.scores import ATTRIBUTES, Report, bootstrap, make_row, paired_change
+from shotstream.training.evaluation.sources import (
     CodecPlayer,
     Frames,
     canonical,
@@ -22,10 +23,9 @@ from shotstream.training.evaluate_sources import (
     one_by_one,
     session_frames,
 )
+from shotstream.training.evaluation.stage_table import compare
 from shotstream.training.oracle.reader import Reader, Reading
 from shotstream.training.oracle.slots import FRAME_SLOTS, HERO_SLOTS
-from shotstream.training.scores import ATTRIBUTES, Report, bootstrap, make_row, paired_change
-from shotstream.training.stage_table import compare
 from shotstream.training.world import Story, is_held_out, paraphrased
 from shotstream.training.world.story import BELLY_COLORS, COLORS, SPECIES
 

@@ -20,14 +20,15 @@ from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.presets import TINY_LATENT
 from shotstream.runtime.text.tiny import TinyTextConfig, TinyTextEncoder
-from shotstream.training import evaluate as evaluation
-from shotstream.training import evaluate_command, evaluate_teacher
-from shotstream.training.evaluate import drift_stories, evaluation_stories
-from shotstream.training.evaluate_sources import Frames
-from shotstream.training.evaluate_teacher import TeacherPlayer, TeacherSettings
+from shotstream.training.evaluation import command as evaluate_command
+from shotstream.training.evaluation import evaluate as evaluation
+from shotstream.training.evaluation import teacher as evaluate_teacher
+from shotstream.training.evaluation.evaluate import drift_stories, evaluation_stories
+from shotstream.training.evaluation.sources import Frames
+from shotstream.training.evaluation.stage_table import RunChoice
+from shotstream.training.evaluation.teacher import TeacherPlayer, TeacherSettings
 from shotstream.training.oracle.reader import Reader, Reading
 from shotstream.training.oracle.slots import FRAME_SLOTS, HERO_SLOTS
-from shotstream.training.stage_table import RunChoice
 from shotstream.training.weights import save_weights
 from shotstream.training.world.story import SPECIES
 

@@ -16,12 +16,12 @@ from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.parity import run_parity
-from shotstream.training import lora, losses, objectives
-from shotstream.training.conditioning import Conditioning, route_frames
-from shotstream.training.draws import TorchDraws, shot_noise
-from shotstream.training.parity_cases import parity_groups
-from shotstream.training.rollout import RolloutSettings, self_forcing_rollout, straight_through
-from shotstream.training.sampling import sample_teacher
+from shotstream.training.method import lora, losses, objectives
+from shotstream.training.method.conditioning import Conditioning, route_frames
+from shotstream.training.method.draws import TorchDraws
+from shotstream.training.method.parity_cases import parity_groups
+from shotstream.training.method.rollout import RolloutSettings, self_forcing_rollout, straight_through
+from shotstream.training.method.sampling import sample_teacher
 
 CONFIG = DiTConfig(dim=32, heads=2, ffn_dim=48, layers=2, channels=4, text_len=5, text_dim=12, freq_dim=32)
 SCHEDULE = NoiseSchedule(8.0)
@@ -391,47 +391,3 @@ def test_the_subset_is_cut_without_recomputing_anything(tmp_path: Path, monkeypa
     again, subset = (torch.load(path, weights_only=True) for path in (tmp_path / "again.pt", SUBSET))
     assert again.keys() == subset.keys()
     assert torch.equal(again["student_A"]["output"], subset["student_A"]["output"])
-
-
-# ------------------------------------------------------------------------------------ noise in common, motion
-SHOT = (2, 6, 8, 16, 16)
-
-
-def alike(a: Tensor, b: Tensor) -> float:
-    """Correlation; 4096 numbers put two independent draws below 0.06."""
-    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
-
-
-def seeded(seed: int = 1) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def test_noise_without_a_share_is_what_it_always_was() -> None:
-    expected = torch.randn(SHOT, generator=seeded())
-    assert torch.equal(shot_noise(SHOT, 0.0, seeded()), expected)
-    assert torch.equal(TorchDraws(seeded()).shot_noise(SHOT), expected)
-
-
-def test_frames_of_a_shot_share_noise_but_samples_do_not() -> None:
-    for noise in (shot_noise(SHOT, 0.4, seeded()), TorchDraws(seeded(), noise_share=0.4).target_noise(SHOT)):
-        assert abs(float(noise.std()) - 1) < 0.03
-        assert abs(alike(noise[:, 0], noise[:, 5]) - 0.4) < 0.06
-        assert abs(alike(noise[0], noise[1])) < 0.03
-
-
-def test_a_roll_out_keeps_its_shared_noise_and_scores_draw_another() -> None:
-    draws = TorchDraws(seeded(), noise_share=0.4)
-    start = draws.shot_noise(SHOT)
-    assert abs(alike(start[:, 0], draws.renoise((2, 3, 8, 16, 16), 1, 0)[:, 2]) - 0.4) < 0.06
-    assert abs(alike(start, draws.target_noise(SHOT))) < 0.03
-    assert abs(alike(start[:, :3], draws.clean_noise((2, 3, 8, 16, 16), 0))) < 0.03
-    assert abs(alike(start[:, 0], draws.renoise((2, 3, 8, 16, 16), 0, 1)[:, 0]) - 0.4) < 0.06
-
-
-def test_motion_loss_sees_change_only() -> None:
-    x0, noise, sigma = latents(1, 2, FRAMES), latents(2, 2, FRAMES), torch.tensor([0.5, 1.0])
-    still = noise - x0 + latents(3, 2, 1)
-    assert losses.motion_loss(still, x0, noise, sigma).item() == pytest.approx(0, abs=1e-10)
-    sway = torch.tensor([1.0, -1.0]).repeat(FRAMES // 2)[None, :, None, None, None]
-    found = losses.motion_loss(still + 2.0 * sway, x0, noise, sigma)
-    assert found.item() == pytest.approx(4 * (0.25 + 1.0) / 2, rel=1e-5)

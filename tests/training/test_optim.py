@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from shotstream.training.optim import build_optimizer, orthogonalise
+from shotstream.training.stages.optim import build_optimizer, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8)])

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from shotstream.runtime.errors import UserError
-from shotstream.training.evaluate import evaluate, evaluation_stories, renders_of
+from shotstream.training.evaluation.evaluate import evaluate, evaluation_stories, renders_of
+from shotstream.training.evaluation.scores import METRICS, bootstrap
 from shotstream.training.oracle.check import Tallies, agreement
 from shotstream.training.oracle.reader import WEIGHTS, Reader, ReaderNet, load_reader
 from shotstream.training.oracle.slots import FRAME_SLOTS, HERO_SLOTS
 from shotstream.training.oracle.train_reader import Examples, draw_examples, play_tricks, train_reader
 from shotstream.training.oracle.windows import cells_to_heads, heads_to_cells
-from shotstream.training.scores import METRICS, bootstrap
 from shotstream.training.world import Story, is_held_out, render_shot, sample_held_out_story, sample_story
 from shotstream.training.world.story import ACTIONS, SPECIES
 

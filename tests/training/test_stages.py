@@ -12,14 +12,14 @@ from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.text.tiny import TinyTextConfig
-from shotstream.training.dmd_stage import DmdRecipe
-from shotstream.training.latents import LatentPlan, LatentStories
-from shotstream.training.ode_stage import OdeRecipe, sampler_sigmas
+from shotstream.training.data.latents import LatentPlan, LatentStories
 from shotstream.training.pipeline import Pipeline
 from shotstream.training.recipe import Recipe, build, explain, load_recipe
-from shotstream.training.teacher_stage import Phase, TeacherRecipe, TeacherStage
-from shotstream.training.text_stage import TextRecipe
-from shotstream.training.trainer import LoopConfig, lr_factor, run_stage
+from shotstream.training.stages.dmd import DmdRecipe
+from shotstream.training.stages.ode import OdeRecipe, sampler_sigmas
+from shotstream.training.stages.teacher import Phase, TeacherRecipe, TeacherStage
+from shotstream.training.stages.text import TextRecipe
+from shotstream.training.stages.trainer import LoopConfig, lr_factor, run_stage
 from shotstream.training.weights import load_dit_weights, save_weights
 
 MODEL = DiTConfig(dim=32, heads=2, ffn_dim=64, layers=2, channels=32, text_len=48, text_dim=32, shift=3.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shotstream.runtime.text.tiny import TinyTextConfig, TinyTextEncoder
-from shotstream.training.text_stage import (
+from shotstream.training.stages.text import (
     HERO_SLOTS,
     NOT_ASKED,
     SCENE_SLOTS,

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 
 from shotstream.runtime.decoders.tiny_vae import TinyVAE, TinyVAEConfig
 from shotstream.runtime.errors import UserError
-from shotstream.training.clips import Clip, ClipPool, PoolConfig, held_out_clip, to_pixels, world_clip
-from shotstream.training.vae_checks import Statistics, clip_psnr, latent_importance, measure_latents
-from shotstream.training.vae_stage import (
+from shotstream.training.data.clips import Clip, ClipPool, PoolConfig, held_out_clip, to_pixels, world_clip
+from shotstream.training.stages.vae import (
     VAERecipe,
     lr_factor,
     motion_weight,
     run_vae_stage,
     start_at_pca,
 )
+from shotstream.training.stages.vae_checks import Statistics, clip_psnr, latent_importance, measure_latents
 
 RECIPE = VAERecipe(
     steps=6,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from shotstream.runtime.config import DiTConfig
-from shotstream.training.conditioning import Routing, route_frames
-from shotstream.training.latents import LatentStories
+from shotstream.training.data.latents import LatentStories
+from shotstream.training.method.conditioning import Routing, route_frames
 
 
 @dataclass(frozen=True)

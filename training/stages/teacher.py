@@ -23,16 +23,16 @@ from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.state_dicts import load_dit
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.text.tiny import TinyTextEncoder
-from shotstream.training import losses
-from shotstream.training.conditioning import Conditioning, route_frames
-from shotstream.training.draws import shot_noise
-from shotstream.training.latents import LatentStories
-from shotstream.training.objectives import target_flow
-from shotstream.training.optim import build_adamw, build_optimizer
-from shotstream.training.sampling import sample_teacher
-from shotstream.training.sheets import to_uint8, write_sheet
-from shotstream.training.teacher_data import Batch, Drawing, Phase, batch_of, draw_sample
-from shotstream.training.trainer import Ema, LoopConfig, step_generator
+from shotstream.training.data.latents import LatentStories
+from shotstream.training.data.teacher_data import Batch, Drawing, Phase, batch_of, draw_sample
+from shotstream.training.method import losses
+from shotstream.training.method.conditioning import Conditioning, route_frames
+from shotstream.training.method.draws import shot_noise
+from shotstream.training.method.objectives import target_flow
+from shotstream.training.method.sampling import sample_teacher
+from shotstream.training.stages.optim import build_adamw, build_optimizer
+from shotstream.training.stages.sheets import to_uint8, write_sheet
+from shotstream.training.stages.trainer import Ema, LoopConfig, step_generator
 from shotstream.training.world.parts import PARTS
 
 
@@ -118,7 +118,7 @@ class PartHead(nn.Module):
 
 
 class TeacherStage:
-    """State and step of the teacher stage (see :class:`shotstream.training.trainer.Stage`).
+    """State and step of the teacher stage (see :class:`shotstream.training.stages.trainer.Stage`).
 
     ``sources`` are training stories, those with clips first; ``text`` is frozen.
     """

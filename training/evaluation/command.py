@@ -1,4 +1,4 @@
-"""The command `evaluate`: scores a model of the story world. What is measured, and how, is in `training.evaluate`."""
+"""The command `evaluate`: scores a model of the story world. What is measured, and how, is in `evaluation.evaluate`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shotstream.runtime.runtime import Runtime
-    from shotstream.training.evaluate import Parts, Progress
-    from shotstream.training.evaluate_goals import Goal
-    from shotstream.training.evaluate_sources import Frames
-    from shotstream.training.scores import Report
-    from shotstream.training.stage_table import RunChoice
+    from shotstream.training.evaluation.evaluate import Parts, Progress
+    from shotstream.training.evaluation.goals import Goal
+    from shotstream.training.evaluation.scores import Report
+    from shotstream.training.evaluation.sources import Frames
+    from shotstream.training.evaluation.stage_table import RunChoice
     from shotstream.training.world import Story
 
 
@@ -65,9 +65,9 @@ def evaluate(
 
     from shotstream.runtime.config import TINY
     from shotstream.runtime.sinks.base import ensure_writable
-    from shotstream.training.evaluate import Parts
-    from shotstream.training.evaluate_goals import goals_as_dict
-    from shotstream.training.stage_table import RunChoice, TeacherSettings
+    from shotstream.training.evaluation.evaluate import Parts
+    from shotstream.training.evaluation.goals import goals_as_dict
+    from shotstream.training.evaluation.stage_table import RunChoice, TeacherSettings
 
     if run is None and (stages is not None or sheet is not None):
         raise UserError("--stages and --sheet compare the stages of a training run; give its folder with --run")
@@ -108,8 +108,8 @@ def evaluate(
 def _of_model(runtime: Runtime, stories: int, seed: int, chunks: int, parts: Parts, tell: Progress
               ) -> tuple[Report, list[Goal]]:  # fmt: skip
     """Evaluate one model and print its goals, then every metric."""
-    from shotstream.training.evaluate import evaluate_model
-    from shotstream.training.evaluate_goals import goals_of
+    from shotstream.training.evaluation.evaluate import evaluate_model
+    from shotstream.training.evaluation.goals import goals_of
 
     with runtime:
         report = evaluate_model(runtime, stories, seed, chunks=chunks, parts=parts, progress=tell)
@@ -121,10 +121,10 @@ def _of_model(runtime: Runtime, stories: int, seed: int, chunks: int, parts: Par
 def _of_run(choice: RunChoice, stories: int, seed: int, parts: Parts, tell: Progress, sheet: Path | None,
             sheet_story: int) -> tuple[Report, list[Goal]]:  # fmt: skip
     """Evaluate a run's stages; print their table, the last one's goals, then every metric."""
-    from shotstream.training.evaluate import evaluation_stories
-    from shotstream.training.evaluate_goals import gain_lines, goals_of
-    from shotstream.training.stage_sheet import write_stage_sheet
-    from shotstream.training.stage_table import TEACHER, evaluate_run
+    from shotstream.training.evaluation.evaluate import evaluation_stories
+    from shotstream.training.evaluation.goals import gain_lines, goals_of
+    from shotstream.training.evaluation.stage_sheet import write_stage_sheet
+    from shotstream.training.evaluation.stage_table import TEACHER, evaluate_run
 
     found = choice.found()
     shown = evaluation_stories(stories, seed)[sheet_story if sheet is not None else 0]
@@ -145,7 +145,7 @@ def _of_run(choice: RunChoice, stories: int, seed: int, parts: Parts, tell: Prog
 
 
 def _print(report: Report, goals: Sequence[Goal], above: Sequence[str]) -> None:
-    from shotstream.training.evaluate_goals import goal_lines
+    from shotstream.training.evaluation.goals import goal_lines
 
     for line in [*above, *goal_lines(goals), "", *report.lines()]:
         typer.echo(line)

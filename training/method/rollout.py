@@ -18,8 +18,8 @@ from torch import Tensor
 from shotstream.runtime.model.cache import RecordingKeys
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import TextKV, Transformer
-from shotstream.training.conditioning import Conditioning
-from shotstream.training.draws import Draws
+from shotstream.training.method.conditioning import Conditioning
+from shotstream.training.method.draws import Draws
 
 Keys = list[tuple[Tensor, Tensor]]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
-from shotstream.training.scores import ATTRIBUTES, GROUPS, METRICS, Change, Estimate, Report, Row, worst
+from shotstream.training.evaluation.scores import ATTRIBUTES, GROUPS, METRICS, Change, Estimate, Report, Row, worst
 
 SCORES = ("all_asked_action", *ATTRIBUTES, "same_hero", "same_hero_hidden", "background_kept", "cuts_exact")
 """Metrics that have a goal; for them a change may not exceed the points allowed either."""

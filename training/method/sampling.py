@@ -16,8 +16,8 @@ from torch import Tensor
 
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
-from shotstream.training.conditioning import Conditioning
-from shotstream.training.objectives import target_flow
+from shotstream.training.method.conditioning import Conditioning
+from shotstream.training.method.objectives import target_flow
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from shotstream.runtime.parity.report import (
     compare_equal,
 )
 from shotstream.runtime.parity.vectors import VectorFile
-from shotstream.training import objectives
-from shotstream.training.conditioning import Conditioning
-from shotstream.training.draws import Shape, TorchDraws
-from shotstream.training.lora import TARGETS, merge_lora
-from shotstream.training.rollout import RolloutSettings
-from shotstream.training.sampling import sample_teacher
+from shotstream.training.method import objectives
+from shotstream.training.method.conditioning import Conditioning
+from shotstream.training.method.draws import Shape, TorchDraws
+from shotstream.training.method.lora import TARGETS, merge_lora
+from shotstream.training.method.rollout import RolloutSettings
+from shotstream.training.method.sampling import sample_teacher
 
 
 class RecordedDraws(TorchDraws):

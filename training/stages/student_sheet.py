@@ -10,13 +10,13 @@ from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.text.tiny import TinyTextEncoder
-from shotstream.training.batches import Condition, encode
-from shotstream.training.conditioning import route_frames
-from shotstream.training.draws import TorchDraws
-from shotstream.training.latents import LatentStories
-from shotstream.training.rollout import RolloutSettings, self_forcing_rollout
-from shotstream.training.sheets import to_uint8, write_sheet
-from shotstream.training.trainer import step_generator
+from shotstream.training.data.batches import Condition, encode
+from shotstream.training.data.latents import LatentStories
+from shotstream.training.method.conditioning import route_frames
+from shotstream.training.method.draws import TorchDraws
+from shotstream.training.method.rollout import RolloutSettings, self_forcing_rollout
+from shotstream.training.stages.sheets import to_uint8, write_sheet
+from shotstream.training.stages.trainer import step_generator
 
 
 @torch.no_grad()

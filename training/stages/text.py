@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from shotstream.runtime.storyline import full_caption
 from shotstream.runtime.text.tiny import TinyTextConfig, TinyTextEncoder
-from shotstream.training.optim import build_optimizer
-from shotstream.training.trainer import Ema, LoopConfig
+from shotstream.training.stages.optim import build_optimizer
+from shotstream.training.stages.trainer import Ema, LoopConfig
 from shotstream.training.world import Story, paraphrased, sample_held_out_story, sample_story
 from shotstream.training.world.story import (
     ACCESSORIES,
@@ -157,7 +157,7 @@ def reading_loss(logits: dict[str, Tensor], targets: dict[str, Tensor]) -> Tenso
 
 
 class TextStage:
-    """State and step of the text stage (see :class:`shotstream.training.trainer.Stage`)."""
+    """State and step of the text stage (see :class:`shotstream.training.stages.trainer.Stage`)."""
 
     name = "text"
 

@@ -16,20 +16,7 @@ import numpy as np
 
 from shotstream.runtime.config import TINY
 from shotstream.runtime.errors import UserError
-from shotstream.training.evaluate_sources import (
-    CodecPlayer,
-    Frames,
-    FramesOfStories,
-    FramesOfStory,
-    free_wording,
-    one_by_one,
-    renders_of,
-    session_frames,
-)
-from shotstream.training.oracle.cuts import find_cuts
-from shotstream.training.oracle.reader import Reader, load_reader
-from shotstream.training.oracle.slots import unseen
-from shotstream.training.scores import (
+from shotstream.training.evaluation.scores import (
     GROUPS,
     Change,
     Report,
@@ -43,6 +30,19 @@ from shotstream.training.scores import (
     tally_story,
     with_changes,
 )
+from shotstream.training.evaluation.sources import (
+    CodecPlayer,
+    Frames,
+    FramesOfStories,
+    FramesOfStory,
+    free_wording,
+    one_by_one,
+    renders_of,
+    session_frames,
+)
+from shotstream.training.oracle.cuts import find_cuts
+from shotstream.training.oracle.reader import Reader, load_reader
+from shotstream.training.oracle.slots import unseen
 from shotstream.training.world import Story, is_held_out, sample_held_out_story, sample_story
 
 if TYPE_CHECKING:

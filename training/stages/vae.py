@@ -24,10 +24,10 @@ from torch import Tensor
 
 from shotstream.runtime.decoders.tiny_vae import TIME_FACTOR, TinyVAE, TinyVAEConfig, fold_time
 from shotstream.runtime.errors import UserError
-from shotstream.training.clips import Clip, ClipPool, ClipSource, PoolConfig, held_out_clip, to_pixels, world_clip
-from shotstream.training.curves import write_curves
-from shotstream.training.optim import MuonAdamW, build_optimizer
-from shotstream.training.vae_checks import Statistics, clip_psnr, measure_latents, sample_sheet
+from shotstream.training.data.clips import Clip, ClipPool, ClipSource, PoolConfig, held_out_clip, to_pixels, world_clip
+from shotstream.training.stages.curves import write_curves
+from shotstream.training.stages.optim import MuonAdamW, build_optimizer
+from shotstream.training.stages.vae_checks import Statistics, clip_psnr, measure_latents, sample_sheet
 
 logger = logging.getLogger(__name__)
 

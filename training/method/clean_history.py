@@ -12,9 +12,9 @@ from torch import Tensor
 
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
-from shotstream.training import losses
-from shotstream.training.conditioning import Conditioning
-from shotstream.training.draws import Draws
+from shotstream.training.method import losses
+from shotstream.training.method.conditioning import Conditioning
+from shotstream.training.method.draws import Draws
 
 
 def clean_history_mask(context: int, frames: int, chunk: int, tokens: int, device: torch.device | str) -> Tensor:

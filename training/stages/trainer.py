@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from shotstream.runtime.errors import UserError
-from shotstream.training.curves import write_curves
+from shotstream.training.stages.curves import write_curves
 
 log = logging.getLogger(__name__)
 

@@ -20,14 +20,14 @@ from shotstream.runtime.model.context import choose_context
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.text.tiny import TinyTextEncoder
-from shotstream.training.batches import Condition, draw_condition, encode
-from shotstream.training.conditioning import Conditioning, route_frames
-from shotstream.training.draws import TorchDraws
-from shotstream.training.latents import LatentStories
-from shotstream.training.lora import inject_lora
-from shotstream.training.objectives import DmdSettings, dmd_critic_loss, dmd_generator_loss
-from shotstream.training.student_sheet import write_student_sheet
-from shotstream.training.trainer import Ema, LoopConfig, step_generator
+from shotstream.training.data.batches import Condition, draw_condition, encode
+from shotstream.training.data.latents import LatentStories
+from shotstream.training.method.conditioning import Conditioning, route_frames
+from shotstream.training.method.draws import TorchDraws
+from shotstream.training.method.lora import inject_lora
+from shotstream.training.method.objectives import DmdSettings, dmd_critic_loss, dmd_generator_loss
+from shotstream.training.stages.student_sheet import write_student_sheet
+from shotstream.training.stages.trainer import Ema, LoopConfig, step_generator
 
 
 @dataclass(frozen=True)

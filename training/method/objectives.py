@@ -14,10 +14,10 @@ from torch import Tensor
 
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
-from shotstream.training import losses
-from shotstream.training.conditioning import Conditioning
-from shotstream.training.draws import Draws
-from shotstream.training.rollout import DEFAULT, RolloutSettings, self_forcing_rollout
+from shotstream.training.method import losses
+from shotstream.training.method.conditioning import Conditioning
+from shotstream.training.method.draws import Draws
+from shotstream.training.method.rollout import DEFAULT, RolloutSettings, self_forcing_rollout
 
 TRAJECTORY_STEPS = (0, 13, 25, 37)
 """Steps of the 50-step sampler whose states have exactly the student's noise levels."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.text.tiny import TinyTextEncoder
-from shotstream.training.conditioning import Conditioning, Routing, route_frames
-from shotstream.training.latents import LatentStories
+from shotstream.training.data.latents import LatentStories
+from shotstream.training.method.conditioning import Conditioning, Routing, route_frames
 
 
 @dataclass(frozen=True)

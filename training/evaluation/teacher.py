@@ -20,12 +20,12 @@ from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.presets import TINY_LATENT
 from shotstream.runtime.storyline import full_caption
 from shotstream.runtime.text.tiny import TinyTextEncoder
-from shotstream.training.batches import Condition, encode
-from shotstream.training.conditioning import Conditioning, route_frames
-from shotstream.training.draws import shot_noise
-from shotstream.training.evaluate_sources import Captions, Frames, canonical, story_noise_seed, to_bytes
-from shotstream.training.sampling import sample_teacher
-from shotstream.training.trainer import step_generator
+from shotstream.training.data.batches import Condition, encode
+from shotstream.training.evaluation.sources import Captions, Frames, canonical, story_noise_seed, to_bytes
+from shotstream.training.method.conditioning import Conditioning, route_frames
+from shotstream.training.method.draws import shot_noise
+from shotstream.training.method.sampling import sample_teacher
+from shotstream.training.stages.trainer import step_generator
 from shotstream.training.world import Story
 
 

@@ -19,7 +19,7 @@ from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.presets import TINY_LATENT
 from shotstream.runtime.runtime import Runtime
-from shotstream.training.evaluate import (
+from shotstream.training.evaluation.evaluate import (
     CODEC,
     RENDERS,
     WORDING,
@@ -32,7 +32,8 @@ from shotstream.training.evaluate import (
     measure,
     with_psnr,
 )
-from shotstream.training.evaluate_sources import (
+from shotstream.training.evaluation.scores import Report, with_changes
+from shotstream.training.evaluation.sources import (
     Captions,
     CodecPlayer,
     Frames,
@@ -43,9 +44,8 @@ from shotstream.training.evaluate_sources import (
     renders_of,
     session_frames,
 )
-from shotstream.training.evaluate_teacher import TeacherPlayer, TeacherSettings
+from shotstream.training.evaluation.teacher import TeacherPlayer, TeacherSettings
 from shotstream.training.oracle.reader import Reader
-from shotstream.training.scores import Report, with_changes
 from shotstream.training.weights import load_dit_weights, load_text_weights, trained_codec
 from shotstream.training.world import Story
 

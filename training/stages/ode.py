@@ -23,17 +23,17 @@ from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.schedule import NoiseSchedule, shift_sigma
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.text.tiny import TinyTextEncoder
-from shotstream.training.batches import Condition, draw_condition, encode
-from shotstream.training.clean_history import clean_history_ode_loss
-from shotstream.training.conditioning import Conditioning, Routing
-from shotstream.training.draws import TorchDraws, shot_noise
-from shotstream.training.latents import LatentStories
-from shotstream.training.objectives import TRAJECTORY_STEPS, ode_loss
-from shotstream.training.optim import build_adamw, build_optimizer
-from shotstream.training.sampling import sample_teacher
-from shotstream.training.student_sheet import write_student_sheet
-from shotstream.training.teacher_stage import takes_adam
-from shotstream.training.trainer import Ema, LoopConfig, step_generator
+from shotstream.training.data.batches import Condition, draw_condition, encode
+from shotstream.training.data.latents import LatentStories
+from shotstream.training.method.clean_history import clean_history_ode_loss
+from shotstream.training.method.conditioning import Conditioning, Routing
+from shotstream.training.method.draws import TorchDraws, shot_noise
+from shotstream.training.method.objectives import TRAJECTORY_STEPS, ode_loss
+from shotstream.training.method.sampling import sample_teacher
+from shotstream.training.stages.optim import build_adamw, build_optimizer
+from shotstream.training.stages.student_sheet import write_student_sheet
+from shotstream.training.stages.teacher import takes_adam
+from shotstream.training.stages.trainer import Ema, LoopConfig, step_generator
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Pairs:
 
 
 class OdeStage:
-    """State and step of the regression (see :class:`shotstream.training.trainer.Stage`)."""
+    """State and step of the regression (see :class:`shotstream.training.stages.trainer.Stage`)."""
 
     name = "ode"
 

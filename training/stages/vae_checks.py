@@ -1,6 +1,6 @@
 """What a codec is worth and how its latents spread: round trips, PSNR, sheets, and the scale of every latent channel.
 
-Training it is `shotstream.training.vae_stage`'s business.
+Training it is `shotstream.training.stages.vae`'s business.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
-from shotstream.training.clips import Clip, ClipSource, to_pixels
+from shotstream.training.data.clips import Clip, ClipSource, to_pixels
 
 _STATISTICS_SEED = 2_000_000_000
 

@@ -1,0 +1,1 @@
+"""A model against the goals, or the stages of one run side by side."""

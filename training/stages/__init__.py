@@ -1,0 +1,1 @@
+"""One small trainer per stage over one loop with its checkpoints and logs."""
