@@ -1,0 +1,1 @@
+"""Training in many processes: sharding, accumulation, checkpoints that any number of processes can read."""
