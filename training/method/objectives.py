@@ -157,11 +157,27 @@ def dmd_generator_loss(
     *,
     settings: DmdSettings = DMD_DEFAULT,
 ) -> DmdLoss:
-    """Stages 2.2: moves the roll-out from where the critic sees it to where the teacher wants it."""
+    """Stages 2.2, the generator's half: a roll-out, and :func:`score_generator` of it."""
     exit_step = draws.exit_step(len(steps))
     x = self_forcing_rollout(
         generator, schedule, steps, conditioning, frames, exit_step, draws, settings=settings.rollout
     )
+    return score_generator(x, real, fake, schedule, conditioning, negative_1LD, draws, settings=settings)
+
+
+def score_generator(
+    x_BFCHW: Tensor,
+    real: Transformer,
+    fake: Transformer,
+    schedule: NoiseSchedule,
+    conditioning: Conditioning,
+    negative_1LD: Tensor,
+    draws: Draws,
+    *,
+    settings: DmdSettings = DMD_DEFAULT,
+) -> DmdLoss:
+    """Moves generated shots, which carry gradient, from where the critic sees them to where the teacher wants them."""
+    x = x_BFCHW
     with torch.no_grad():
         t_B = _score_timestep(schedule, x.shape[0], draws, settings, x.device)
         x_t = schedule.add_noise(x.detach(), draws.target_noise(tuple(x.shape)), t_B)
@@ -190,16 +206,30 @@ def dmd_critic_loss(
     *,
     settings: DmdSettings = DMD_DEFAULT,
 ) -> DmdLoss:
-    """Stages 2.2: keeps the critic a flow model of what the generator makes now.
-
-    The critic's flow goes through its x0 prediction and back, as in the reference; in bf16 that costs precision at
-    small noise levels, in float32 nothing that matters.
-    """
+    """Stages 2.2, the critic's half: a roll-out without gradient, and :func:`score_critic` on it."""
     exit_step = draws.exit_step(len(steps))
     x = self_forcing_rollout(
         generator, schedule, steps, conditioning, frames, exit_step, draws,
         with_gradient=False, settings=settings.rollout,
     )  # fmt: skip
+    return score_critic(x, fake, schedule, conditioning, draws, settings=settings)
+
+
+def score_critic(
+    x_BFCHW: Tensor,
+    fake: Transformer,
+    schedule: NoiseSchedule,
+    conditioning: Conditioning,
+    draws: Draws,
+    *,
+    settings: DmdSettings = DMD_DEFAULT,
+) -> DmdLoss:
+    """Keeps the critic a flow model of what the generator makes now; `x_BFCHW` has no gradient.
+
+    The critic's flow goes through its x0 prediction and back, as in the reference; in bf16 that costs precision at
+    small noise levels, in float32 nothing that matters.
+    """
+    x = x_BFCHW
     t_B = _score_timestep(schedule, x.shape[0], draws, settings, x.device)
     noise = draws.target_noise(tuple(x.shape))
     x_t = schedule.add_noise(x, noise, t_B)
