@@ -30,6 +30,7 @@ class RolloutSettings:
 
     detach_cache: later chunks send no gradient into earlier ones (an ablation; the reference does not).
     renoise_clean: add noise of level sigma(0) before the clean pass; inference does not.
+    local_cache: off, no chunk sees those before it in its shot (an ablation: the global cache alone).
     round_timesteps: hand the network bfloat16-rounded timesteps and convert to x0 with their nearest sigma, as
     the reference's FSDP mixed precision does; re-noising keeps the exact ones. Off by
     default, so that training and inference see the same timesteps.
@@ -38,6 +39,7 @@ class RolloutSettings:
     detach_cache: bool = False
     renoise_clean: bool = True
     round_timesteps: bool = False
+    local_cache: bool = True
 
 
 DEFAULT = RolloutSettings()
@@ -128,8 +130,8 @@ def self_forcing_rollout(
             flow, exit_keys = shot.run(x, seen[exit_step], first)
             x0 = schedule.to_x0(x, flow, seen[exit_step])
         output.append(x0)
-        if start + chunk == frames:
-            break  # nothing reads the last chunk's keys
+        if start + chunk == frames or not settings.local_cache:
+            continue  # nothing reads this chunk's keys
         with torch.no_grad():
             clean = x0.detach()
             if settings.renoise_clean or model.config.context_noise:
