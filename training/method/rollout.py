@@ -50,7 +50,7 @@ def straight_through(clean: Tensor, exit_: Tensor) -> Tensor:
     return clean.detach() + (exit_ - exit_.detach())
 
 
-class _Shot:
+class ShotPasses:
     """One roll-out: the model, the conditions shared by its passes and the keys gathered so far."""
 
     def __init__(self, model: Transformer, conditioning: Conditioning, text_kv: TextKV) -> None:
@@ -112,7 +112,7 @@ def self_forcing_rollout(
     seen = steps.bfloat16().float() if settings.round_timesteps else steps
 
     with torch.set_grad_enabled(with_gradient):
-        shot = _Shot(model, conditioning, model.embed_captions(conditioning.captions_NLD))
+        shot = ShotPasses(model, conditioning, model.embed_captions(conditioning.captions_NLD))
     with torch.no_grad():
         shot.remember(shot.run(context, zero, 0, kv_only=True)[1])
 
