@@ -33,6 +33,7 @@ STORIES = evaluation_stories(6)
 LONG = drift_stories(4)
 Shown = Callable[[Story, int], tuple[Story, int]]
 
+
 @pytest.fixture(autouse=True)
 def everything_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a shot can show is the oracle's knowledge, and tested there."""
@@ -65,6 +66,16 @@ class _Told(Reader):
     def read_shot(self, frames_FHWC: Frames, samples: int = 5) -> Reading:
         high, low, _ = (int(v) for v in frames_FHWC[-1, 0, 0])
         return truth(*self.shown[256 * high + low])
+
+    def read_frames(self, frames_FHWC: Frames) -> dict[str, torch.Tensor]:
+        each = [self.read_shot(frame[None]) for frame in frames_FHWC]
+        slots = {slot: [r.heroes[slot] for r in each] for slot in HERO_SLOTS} | {
+            slot: [r.scene[slot] for r in each] for slot in FRAME_SLOTS
+        }
+        said = {"present": [r.present for r in each]} | slots
+        return {slot: torch.from_numpy(np.stack(v)) for slot, v in said.items()} | {
+            "action": torch.from_numpy(each[0].heroes["action"])
+        }
 
 
 def truth(story: Story, k: int) -> Reading:

@@ -39,6 +39,7 @@ VAE = TinyVAEConfig(latent_channels=4, encoder_channels=(4, 4, 8, 8), decoder_ch
                     decoder_blocks=(1, 1, 1))  # fmt: skip
 TEXT = TinyTextConfig(dim=32, heads=2, layers=1, buckets=64)
 
+
 @pytest.fixture(autouse=True)
 def everything_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a shot can show is the oracle's knowledge, and tested there."""
@@ -121,6 +122,12 @@ class _Constant(Reader):
         heroes = {slot: np.ones((len(SPECIES), len(values)), np.float32) for slot, values in HERO_SLOTS.items()}
         scene = {slot: np.ones(len(values), np.float32) for slot, values in FRAME_SLOTS.items()}
         return Reading(np.ones(len(SPECIES), np.float32), heroes, scene)
+
+    def read_frames(self, frames_FHWC: Frames) -> dict[str, torch.Tensor]:
+        n, four = len(frames_FHWC), len(SPECIES)
+        heroes = {slot: torch.ones(n, four, len(values)) for slot, values in HERO_SLOTS.items()}
+        scene = {slot: torch.ones(n, len(values)) for slot, values in FRAME_SLOTS.items()}
+        return {"present": torch.ones(n, four), **heroes, **scene, "action": heroes["action"][0]}
 
 
 def test_a_run_is_compared_stage_by_stage(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,8 @@ def _of_run(choice: RunChoice, stories: int, seed: int, parts: Parts, tell: Prog
 
 
 def _print(report: Report, goals: Sequence[Goal], above: Sequence[str]) -> None:
+    from shotstream.training.evaluation.axes import axes_lines
     from shotstream.training.evaluation.goals import goal_lines
 
-    for line in [*above, *goal_lines(goals), "", *report.lines()]:
+    for line in [*above, *goal_lines(goals), "", *axes_lines(report.axes), "", *report.lines()]:
         typer.echo(line)

@@ -16,6 +16,8 @@ import numpy as np
 
 from shotstream.runtime.config import TINY
 from shotstream.runtime.errors import UserError
+from shotstream.training.evaluation.axes import Axes, Pace
+from shotstream.training.evaluation.cuts import CutFinder
 from shotstream.training.evaluation.scores import (
     GROUPS,
     Change,
@@ -40,6 +42,7 @@ from shotstream.training.evaluation.sources import (
     renders_of,
     session_frames,
 )
+from shotstream.training.evaluation.story_axes import read_film, story_axes
 from shotstream.training.oracle.cuts import find_cuts
 from shotstream.training.oracle.reader import Reader, load_reader
 from shotstream.training.oracle.slots import unseen
@@ -99,9 +102,15 @@ def drift_stories(count: int, seed: int = 0, shots: int = DRIFT_SHOTS) -> list[S
     return made
 
 
-def evaluate(frames_of_story: FramesOfStory, stories: Sequence[Story], *,
-             ceilings: Mapping[str, FramesOfStory] | None = None, reader: Reader | None = None, seed: int = 0,
-             progress: Progress | None = None) -> Report:
+def evaluate(
+    frames_of_story: FramesOfStory,
+    stories: Sequence[Story],
+    *,
+    ceilings: Mapping[str, FramesOfStory] | None = None,
+    reader: Reader | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Report:
     """Scores `frames_of_story` and, beside it, the `ceilings` (default: the renders) on the same stories."""
     if ceilings is None:
         ceilings = {RENDERS: renders_of}
@@ -111,8 +120,13 @@ def evaluate(frames_of_story: FramesOfStory, stories: Sequence[Story], *,
 
 def measure(sources: Mapping[str, FramesOfStories], stories: Sequence[Story], *, drift: Sequence[Story] = (),
             drift_sources: Collection[str] = (), reader: Reader | None = None, seed: int = 0,
-            progress: Progress | None = None, observer: Observer | None = None) -> Report:
-    """Plays `stories` on every source, and the long `drift` stories on those named, and scores what the reader sees."""
+            progress: Progress | None = None, observer: Observer | None = None, cuts: CutFinder = find_cuts,
+            paces: Mapping[str, Sequence[Pace]] | None = None) -> Report:  # fmt: skip
+    """Plays `stories` on every source, and the long `drift` stories on those named, and scores what the reader sees.
+
+    The axes' cuts are found by `cuts`, all others by the oracle. `paces` holds lists, by source, that the sources fill
+    while they play: how fast they were.
+    """
     reader = reader or load_reader()
     ticks = counting(1)
     total = len(stories) * len(sources) + len(drift) * len(drift_sources)
@@ -126,10 +140,14 @@ def measure(sources: Mapping[str, FramesOfStories], stories: Sequence[Story], *,
                 progress(next(ticks), total)
 
     rows: list[Row] = []
+    axes: list[Axes] = []
     for source in sources:
-        readings = [read_story(story, shots, reader) for story, shots in played(source, stories)]
-        rows += _rows(source, readings, seed)
-    report = Report(tuple(rows), len(stories), seed, reader.note)
+        films = []
+        for story, shots in played(source, stories):
+            films.append(read_film(read_story(story, shots, reader), shots, reader, cuts))
+        rows += _rows(source, [film.story for film in films], seed)
+        axes.append(story_axes(source, films, (paces or {}).get(source, ()), seed))
+    report = Report(tuple(rows), len(stories), seed, reader.note, axes=tuple(axes))
     for source in drift_sources if drift else ():
         ends = [tally_ends(read_ends(story, shots, reader)) for story, shots in played(source, drift)]
         report = _with_drift(report, source, drift, ends)
@@ -137,7 +155,7 @@ def measure(sources: Mapping[str, FramesOfStories], stories: Sequence[Story], *,
 
 
 def evaluate_model(runtime: Runtime, stories: int = 40, seed: int = 0, *, chunks: int = 3, parts: Parts | None = None,
-                   progress: Progress | None = None) -> Report:
+                   progress: Progress | None = None, cuts: CutFinder = find_cuts) -> Report:  # fmt: skip
     """Scores a runtime's model on fresh stories; ceilings: renders and its own codec. See `Parts` for the rest."""
     parts = parts or Parts()
     height, width = runtime.parts.frame_size
@@ -146,16 +164,18 @@ def evaluate_model(runtime: Runtime, stories: int = 40, seed: int = 0, *, chunks
             f"only models of the story world can be evaluated: {runtime.parts.name} makes frames of {width}x{height}, "
             "the world has the aspect 16:10."
         )
-    sources = {MODEL: one_by_one(session_frames(runtime, seed, chunks))}
+    paces: dict[str, list[Pace]] = {MODEL: [], PARAPHRASED: []}
+    sources = {MODEL: one_by_one(session_frames(runtime, seed, chunks, paces=paces[MODEL]))}
     if parts.paraphrase:
-        sources[PARAPHRASED] = one_by_one(session_frames(runtime, seed, chunks, free_wording(seed)))
+        free = session_frames(runtime, seed, chunks, free_wording(seed), paces[PARAPHRASED])
+        sources[PARAPHRASED] = one_by_one(free)
     sources[RENDERS] = one_by_one(renders_of)
     codec = None
     if parts.codec and hasattr(runtime.parts.decoder, "encode"):
         codec = CodecPlayer(runtime.parts.decoder, runtime.parts.frame_size, runtime.device)
         sources[CODEC] = one_by_one(codec)
     report = measure(
-        sources, evaluation_stories(stories, seed), seed=seed, progress=progress,
+        sources, evaluation_stories(stories, seed), seed=seed, progress=progress, cuts=cuts, paces=paces,
         drift=drift_stories(max(2, stories // 2), seed) if parts.drift else (), drift_sources=(MODEL, RENDERS),
     )  # fmt: skip
     if parts.paraphrase:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shotstream.training.oracle.reader import Reading
 from shotstream.training.world import Story
+
+if TYPE_CHECKING:
+    from shotstream.training.evaluation.axes import Axes
 
 METRICS: dict[str, str] = {
     "species": "the right heroes are in the shot, and nobody else",
@@ -87,7 +91,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Report:
-    """All rows of an evaluation, the model's first. `codec_psnr` is in dB per shot; None when it was not measured."""
+    """All rows of an evaluation, the model's first. `codec_psnr` is in dB per shot; None when it was not measured.
+
+    `axes` are the paper's axes, one entry per source, over all stories.
+    """
 
     rows: tuple[Row, ...]
     stories: int
@@ -95,6 +102,7 @@ class Report:
     reader: Mapping[str, str]
     changes: tuple[Change, ...] = ()
     codec_psnr: Estimate | None = None
+    axes: tuple[Axes, ...] = ()
 
     def row(self, source: str, group: str) -> Row:
         """The row of this source and group; KeyError when it was not measured."""
@@ -183,18 +191,22 @@ def bootstrap(tallies: Sequence[Tallies], seed: int = 0, draws: int = 1000) -> d
 
     Where every try is a hit (or none is), resampling knows no doubt; the exact bound for that many stories stands in.
     """
-    picks = _picks(len(tallies), seed, draws)
-    estimates = {}
-    for metric in METRICS:
-        table = _table(tallies, metric)
-        hits, tries = table.sum(0)
-        if tries == 0:
-            continue
-        low, high = _interval(_shares(table, picks))
-        bound = 0.025 ** (1 / int((table[:, 1] > 0).sum()))
-        low, high = (bound, 1.0) if hits == tries else (0.0, 1 - bound) if hits == 0 else (low, high)
-        estimates[metric] = Estimate(float(hits / tries), low, high, int(tries))
-    return estimates
+    found = {metric: ratio_estimate(_table(tallies, metric), seed, draws) for metric in METRICS}
+    return {metric: estimate for metric, estimate in found.items() if estimate is not None}
+
+
+def ratio_estimate(table: NDArray[np.float64], seed: int = 0, draws: int = 1000) -> Estimate | None:
+    """The ratio of the two columns' sums, [stories, 2], with its interval over stories; None where the lower sum is 0.
+
+    The exact bound of a share stands in where all is hit, or nothing: see `bootstrap`.
+    """
+    hits, tries = table.sum(0)
+    if tries == 0:
+        return None
+    low, high = _interval(_shares(table, _picks(len(table), seed, draws)))
+    bound = 0.025 ** (1 / int((table[:, 1] > 0).sum()))
+    low, high = (bound, 1.0) if hits == tries else (0.0, 1 - bound) if hits == 0 else (low, high)
+    return Estimate(float(hits / tries), low, high, int(tries))
 
 
 def paired_change(name: str, before: Row, after: Row, seed: int = 0, draws: int = 1000) -> Change:
@@ -246,7 +258,7 @@ def _table(tallies: Sequence[Tallies], metric: str) -> NDArray[np.float64]:
 def _shares(table: NDArray[np.float64], picks: NDArray[np.int64]) -> NDArray[np.float64]:
     """Share of hits per draw, nan where a draw holds no try, [draws]."""
     sums = table[picks].sum(1)
-    return np.where(sums[:, 1] > 0, sums[:, 0] / np.maximum(sums[:, 1], 1), np.nan)
+    return np.where(sums[:, 1] > 0, sums[:, 0] / np.where(sums[:, 1] > 0, sums[:, 1], 1), np.nan)
 
 
 def _interval(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -7,6 +7,7 @@ evaluate_teacher.py.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shotstream.training.evaluation.axes import Pace
 from shotstream.training.world import Story, is_held_out, paraphrased, render_shot
 
 if TYPE_CHECKING:
@@ -81,8 +83,9 @@ class CodecPlayer:
         return shots
 
 
-def session_frames(runtime: Runtime, seed: int = 0, chunks: int = 3, captions: Captions = canonical) -> FramesOfStory:
-    """Lets the runtime play a story, `chunks` chunks a shot.
+def session_frames(runtime: Runtime, seed: int = 0, chunks: int = 3, captions: Captions = canonical,
+                   paces: list[Pace] | None = None) -> FramesOfStory:  # fmt: skip
+    """Lets the runtime play a story, `chunks` chunks a shot, and adds how fast it was to `paces`.
 
     Every story gets noise of its own, drawn from `seed` and the story's seed: with one noise for all, the stories
     would not be independent samples.
@@ -90,11 +93,19 @@ def session_frames(runtime: Runtime, seed: int = 0, chunks: int = 3, captions: C
 
     def make(story: Story) -> list[Frames]:
         whole, parts = captions(story)
-        shots = []
+        shots, waits = [], []
         with runtime.open(whole, seed=story_noise_seed(seed, story)) as session:
             for caption in parts:
+                asked = time.perf_counter()
                 session.begin_shot(caption, chunks)
-                shots.append(np.concatenate([chunk.frames for chunk in session.chunks()]))
+                made = []
+                for chunk in session.chunks():
+                    made.append(chunk.frames)
+                    waits.append(time.perf_counter() - asked)
+                    asked = time.perf_counter()
+                shots.append(np.concatenate(made))
+        if paces is not None:
+            paces.append(Pace(sum(len(shot) for shot in shots), sum(waits), tuple(waits)))
         return shots
 
     return make
