@@ -18,9 +18,10 @@ class TrainingPlugin:
     name = "training"
 
     def build(self, registry: Registry) -> None:
-        """Register the commands ``train`` and ``evaluate`` and the parity groups of the training stages."""
+        """Register the commands ``train``, ``evaluate`` and ``table`` and the parity groups of the training stages."""
         registry.register("command", "train", mount)
         registry.register("command", "evaluate", _mount_evaluate)
+        registry.register("command", "table", _mount_table)
         registry.register("parity", "training", _parity_groups)
 
 
@@ -28,6 +29,12 @@ def _mount_evaluate(app: typer.Typer) -> None:
     from shotstream.training.evaluation import command as evaluate_command
 
     evaluate_command.mount(app)
+
+
+def _mount_table(app: typer.Typer) -> None:
+    from shotstream.training.table import command
+
+    command.mount(app)
 
 
 def _parity_groups() -> list[CaseGroup]:

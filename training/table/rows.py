@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from shotstream.runtime.config import TINY
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.errors import UserError
 from shotstream.training.data.latents import LatentStories
@@ -25,7 +24,7 @@ from shotstream.training.table.methods import METHODS
 from shotstream.training.table.pairs import Trajectories
 from shotstream.training.table.play import Player
 from shotstream.training.table.train import Parts, TrainSettings, train
-from shotstream.training.weights import load_text_weights, save_weights, trained_codec
+from shotstream.training.weights import load_dit_weights, load_text_weights, save_weights, trained_codec
 from shotstream.training.world import Story
 
 log = logging.getLogger(__name__)
@@ -52,8 +51,9 @@ def load_parts(run: Path, recipe: Recipe, device: str) -> Parts:
     text = load_text_weights(run / "text" / "text.safetensors").to(device)
     vae = TinyVAE.load(trained_codec(run)).eval().requires_grad_(False).to(device)
     data = LatentStories(run / "latents", recipe.latents)
-    pairs = Trajectories(run / "ode" / "pairs", recipe.ode, data, TINY)
-    return Parts(run, text, vae, data, pairs, torch.device(device))
+    config = load_dit_weights(run / "ode" / "dit.safetensors", "ode").config
+    pairs = Trajectories(run / "ode" / "pairs", recipe.ode, data, config)
+    return Parts(run, text, vae, data, pairs, config, torch.device(device))
 
 
 def result_file(out: Path, name: str) -> Path:

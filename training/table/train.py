@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.transformer import Transformer
@@ -35,13 +36,14 @@ Progress = Callable[[float, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Parts:
-    """What all rows start from: a run's folder and what was loaded from it, on one device."""
+    """What all rows start from: a run's folder and what was loaded from it; `config` is the student's."""
 
     run: Path
     text: TinyTextEncoder
     vae: TinyVAE
     data: LatentStories
     pairs: Trajectories
+    config: DiTConfig
     device: torch.device
 
     def model(self, stage: str) -> Transformer:
@@ -58,13 +60,13 @@ class TrainSettings:
     the rest is distillation. rates: of matrices in flow matching and regression (Muon), and of distillation (AdamW).
     """
 
-    tflop: float = 25.0
-    batch: int = 6
+    tflop: float = 30.0
+    batch: int = 4
     frames: int = 9
     adapt: float = 0.4
     rate: float = 5e-4
     dmd_rate: float = 1e-4
-    ratio: int = 5
+    ratio: int = 3
     guidance: float = 1.5
     seed: int = 0
 
@@ -108,9 +110,8 @@ def _adapt(
         return  # its chunks see no history; all of its budget is distillation
     model, pairs, device = student.model, parts.pairs, parts.device
     optimizer = _optimizer(model, settings.rate)
-    nominal = model.config.nominal_steps
-    taught = parts.model("ode").config.nominal_steps
-    states_at = [taught.index(n) for n in nominal if n in taught]
+    taught = parts.config.nominal_steps
+    states_at = [taught.index(n) for n in model.config.nominal_steps]
     steps = torch.cat([student.schedule.warp([taught[i] for i in states_at]), torch.zeros(1, device=device)])
     shots, weights = list(pairs.of_shot), np.array([len(v) for v in pairs.of_shot.values()], float)
     while budget.share < settings.adapt:
