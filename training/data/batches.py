@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from shotstream.runtime.config import DiTConfig
-from shotstream.runtime.text.tiny import TinyTextEncoder
-from shotstream.training.data.latents import LatentStories
+from shotstream.training.data.stories import CaptionEncoder, TrainingStories, draw_shot
 from shotstream.training.method.conditioning import Conditioning, Routing, route_frames
 
 
@@ -28,7 +27,7 @@ class Condition:
 
 
 def draw_condition(
-    data: LatentStories,
+    data: TrainingStories,
     config: DiTConfig,
     frames: int,
     rng: np.random.Generator,
@@ -40,7 +39,7 @@ def draw_condition(
     """A story, one of its shots and its ground-truth history (none for first shots and dropped contexts)."""
     story = int(rng.integers(len(data)))
     wording = int(rng.integers(1 << 30)) if rng.random() < paraphrase else None
-    shot = 0 if rng.random() < first_shot else int(rng.integers(1, data.plan.shots))
+    shot = draw_shot(data.shots(story), first_shot, rng)
     if shot == 0 or rng.random() < context_drop:
         like = data.single(story, 0, 0)
         routing = route_frames([], frames, 0, 1, context_frames=config.context_frames, context_dropped=True)
@@ -52,7 +51,7 @@ def draw_condition(
     return Condition(context, routing, data.captions(story, list(range(shot + 1)), wording))
 
 
-def encode(conditions: Sequence[Condition], text: TinyTextEncoder, device: torch.device) -> Conditioning:
+def encode(conditions: Sequence[Condition], text: CaptionEncoder, device: torch.device) -> Conditioning:
     """Join samples and encode their captions, each distinct text once."""
     distinct = list(dict.fromkeys(c for condition in conditions for c in condition.captions))
     rows = dict(zip(distinct, text.encode(distinct), strict=True))

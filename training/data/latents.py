@@ -152,6 +152,18 @@ class LatentStories:
     def __len__(self) -> int:
         return len(self.seeds)
 
+    def shots(self, story: int) -> int:
+        """Shots of a story: the plan's."""
+        return self.plan.shots
+
+    def latents(self, story: int, shot: int) -> int:
+        """Latents of a shot's clip: the plan's."""
+        return len(self.plan.clip_ends)
+
+    def singles(self, story: int, shot: int) -> int:
+        """How many frames of a shot were encoded alone."""
+        return len(self.positions)
+
     def clip(self, story: int, shot: int, frames: int) -> Tensor:
         """First ``frames`` latents of a shot, float32 ``[frames, C, H, W]``."""
         return self._tensors["clips"][story][shot, :frames].float()

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from shotstream.runtime.config import DiTConfig
-from shotstream.training.data.latents import LatentStories
+from shotstream.runtime.errors import UserError
+from shotstream.training.data.stories import TrainingStories, draw_shot
 from shotstream.training.method.conditioning import Routing, route_frames
+
+_TRIES = 1000  # draws of a shot that is long enough; the story world needs one
 
 
 @dataclass(frozen=True)
@@ -72,22 +75,17 @@ class Batch:
 
 
 def draw_sample(
-    sources: Sequence[LatentStories], drawing: Drawing, phase: Phase, rng: np.random.Generator, config: DiTConfig
+    sources: Sequence[TrainingStories], drawing: Drawing, phase: Phase, rng: np.random.Generator, config: DiTConfig
 ) -> Sample:
     """Draw a story (from any source for single frames, from the first for clips), a shot and its history.
 
-    Shot 0, dropped history and phases without context route alike.
+    Shot 0, dropped history and phases without context route alike. Shots that are too short for the phase are passed
+    over; UserError if there seem to be no others.
     """
-    data, story = _draw_story(sources if phase.frames == 1 else sources[:1], rng)
-    wording = int(rng.integers(1 << 30)) if rng.random() < drawing.paraphrase else None
-    text_dropped = bool(rng.random() < drawing.text_drop)
-    shots, slots = data.plan.shots, config.context_frames
-    if not phase.context:
-        shot = int(rng.integers(shots))
-    else:
-        shot = 0 if rng.random() < drawing.first_shot else int(rng.integers(1, shots))
+    data, story, shot, wording, text_dropped = _draw_target(sources, drawing, phase, rng)
+    slots = config.context_frames
     if phase.frames == 1:
-        position = int(rng.integers(len(data.positions)))
+        position = int(rng.integers(data.singles(story, shot)))
         target, parts = data.single(story, shot, position)[None], data.single_parts(story, shot, position)[None]
     else:
         target, parts = data.clip(story, shot, phase.frames), data.clip_parts(story, shot, phase.frames)
@@ -110,7 +108,22 @@ def draw_sample(
     return Sample(target, context[chosen], positions, routing, captions, text_dropped, parts)
 
 
-def _draw_story(sources: Sequence[LatentStories], rng: np.random.Generator) -> tuple[LatentStories, int]:
+def _draw_target(
+    sources: Sequence[TrainingStories], drawing: Drawing, phase: Phase, rng: np.random.Generator
+) -> tuple[TrainingStories, int, int, int | None, bool]:
+    """Stories, story, shot, wording, and whether text is dropped."""
+    for _ in range(_TRIES):
+        data, story = _draw_story(sources if phase.frames == 1 else sources[:1], rng)
+        wording = int(rng.integers(1 << 30)) if rng.random() < drawing.paraphrase else None
+        text_dropped = bool(rng.random() < drawing.text_drop)
+        shots = data.shots(story)
+        shot = draw_shot(shots, drawing.first_shot, rng) if phase.context else int(rng.integers(shots))
+        if phase.frames == 1 or data.latents(story, shot) >= phase.frames:
+            return data, story, shot, wording, text_dropped
+    raise UserError(f"no shot of {phase.frames} latents was found in {_TRIES} draws; train on shorter clips")
+
+
+def _draw_story(sources: Sequence[TrainingStories], rng: np.random.Generator) -> tuple[TrainingStories, int]:
     number = int(rng.integers(sum(len(s) for s in sources)))
     for source in sources:
         if number < len(source):
