@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shotstream.export import engines_command
-from shotstream.export.compact_command import compact
+from shotstream.export.compact.command import compact
+from shotstream.export.engine_store import command as engines_command
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +52,8 @@ def onnx(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from shotstream.export.contents import chosen_contents, graph_specs, opset_of
     from shotstream.export.exporting import PRECISIONS, export_graphs, source_of
+    from shotstream.export.graphs.contents import chosen_contents, graph_specs, opset_of
     from shotstream.runtime.errors import UserError
 
     wanted = chosen_contents(only)
@@ -95,9 +95,9 @@ def verify(
     import torch
     from rich.console import Console
 
-    from shotstream.export.artifact import read_manifest
     from shotstream.export.exporting import PRECISIONS
-    from shotstream.export.segments import signatures
+    from shotstream.export.manifest import read_manifest
+    from shotstream.export.segments.cut import signatures
     from shotstream.export.verify import check_graphs, check_shot
     from shotstream.runtime.parity import ParityReport, Row
     from shotstream.runtime.plugins import EngineRequest
@@ -130,7 +130,7 @@ def load_parts(
     """A preset's parts on the CPU, or a file's transformer; UserError if neither is there."""
     import torch
 
-    from shotstream.export.contents import parts_of_file
+    from shotstream.export.graphs.contents import parts_of_file
     from shotstream.runtime.errors import UserError
     from shotstream.runtime.plugins import ModelRequest
     from shotstream.runtime.runtime import assemble_registry

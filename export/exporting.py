@@ -15,8 +15,8 @@ import msgspec
 import torch
 from filelock import FileLock
 
-from shotstream.export.artifact import MANIFEST, Manifest, Source, check_files, read_manifest, write_manifest
-from shotstream.export.graphs import OPSET, SCRATCH, GraphSpec, write_graph
+from shotstream.export.graphs.spec import OPSET, SCRATCH, GraphSpec, write_graph
+from shotstream.export.manifest import MANIFEST, Manifest, Source, check_files, read_manifest, write_manifest
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.plugins import ModelParts
 

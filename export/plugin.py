@@ -29,13 +29,13 @@ class ExportPlugin:
 
 
 def _torch_segments(request: EngineRequest) -> Engine:
-    from shotstream.export.engine import torch_segments
+    from shotstream.export.segments.engine import torch_segments
 
     return torch_segments(request)
 
 
 def _onnx(request: EngineRequest) -> Engine:
-    from shotstream.export.onnx_engine import onnx_engine
+    from shotstream.export.onnx_runtime.engine import onnx_engine
 
     return onnx_engine(request)
 
@@ -53,7 +53,7 @@ def _tensorrt_rtx(request: EngineRequest) -> Engine:
 
 
 def _onnx_decoder(request: ModelRequest, precision: str | None = None) -> Decoder:
-    from shotstream.export.onnx_decoder import onnx_tiny_vae
+    from shotstream.export.onnx_runtime.decoder import onnx_tiny_vae
 
     return onnx_tiny_vae(request, precision)
 

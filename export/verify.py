@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shotstream.export.artifact import Manifest, Source, check_files
-from shotstream.export.contents import DECODER, graph_specs
 from shotstream.export.exporting import PRECISIONS
-from shotstream.export.graphs import GraphSpec
-from shotstream.export.onnx_runtime import OnnxRunner, SessionSettings
-from shotstream.export.rtx_native import CONTEXT_IN_PLACE, STEP_IN_PLACE
-from shotstream.export.segment_graphs import CAPTIONS, FRAMES, example_inputs, most_frames
-from shotstream.export.segments import signatures
+from shotstream.export.graphs.contents import DECODER, graph_specs
+from shotstream.export.graphs.segments import CAPTIONS, FRAMES, example_inputs, most_frames
+from shotstream.export.graphs.spec import GraphSpec
+from shotstream.export.graphs.step_in_place import CONTEXT_IN_PLACE, STEP_IN_PLACE
+from shotstream.export.manifest import Manifest, Source, check_files
+from shotstream.export.onnx_runtime.runner import OnnxRunner, SessionSettings
+from shotstream.export.segments.cut import signatures
 from shotstream.runtime.engine import EagerEngine, Engine, ShotContext
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.parity.report import Row, relative_error

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from shotstream.export.store_entry import Profile
+from shotstream.export.engine_store.entry import Profile
 from shotstream.export.trt.logger import joined, logger_of
 from shotstream.export.trt.product import Product, load_product
 from shotstream.runtime.errors import UserError

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shotstream.export.artifact import Manifest, read_manifest
-from shotstream.export.engine import SegmentOptions, segment_engine
-from shotstream.export.native import in_place_engine, native_engine
-from shotstream.export.precision import FP8, FP8_FOLDER
-from shotstream.export.rtx_native import (
+from shotstream.export.engine_store.store import EngineStore, default_store
+from shotstream.export.fp8.products import FP8, FP8_FOLDER
+from shotstream.export.graphs.step import STEP, step_signature
+from shotstream.export.graphs.step_in_place import (
     CONTEXT_IN_PLACE,
     STEP_IN_PLACE,
     cache_aliases,
     step_in_place_signature,
 )
-from shotstream.export.segments import TEXT, signatures
-from shotstream.export.step import STEP, step_signature
-from shotstream.export.store import EngineStore, default_store
+from shotstream.export.manifest import Manifest, read_manifest
+from shotstream.export.segments.cut import TEXT, signatures
+from shotstream.export.segments.engine import SegmentOptions, segment_engine
+from shotstream.export.segments.whole_step import in_place_engine, native_engine
 from shotstream.export.trt.keys import engine_key
 from shotstream.export.trt.product import RTX, TENSORRT, Product, load_product, local_gpu, unsupported
 from shotstream.export.trt.runner import TrtRunner

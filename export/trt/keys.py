@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from shotstream.export.artifact import Graph, Manifest
-from shotstream.export.segment_graphs import CAPTIONS, FRAMES, most_frames
-from shotstream.export.step import CACHED
-from shotstream.export.store_entry import EngineKey, Profile
-from shotstream.export.stream_graph import FREE as LATENTS
-from shotstream.export.text_graphs import TOKENS
+from shotstream.export.engine_store.entry import EngineKey, Profile
+from shotstream.export.graphs.decoder_stream import FREE as LATENTS
+from shotstream.export.graphs.segments import CAPTIONS, FRAMES, most_frames
+from shotstream.export.graphs.step import CACHED
+from shotstream.export.graphs.text import TOKENS
+from shotstream.export.manifest import Graph, Manifest
 from shotstream.export.trt.product import Product
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError

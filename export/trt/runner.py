@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shotstream.export.segments import Signature
+from shotstream.export.segments.cut import Signature
 from shotstream.export.trt.logger import joined, logger_of
 from shotstream.export.trt.product import Product, give_scratch, scratch_of
 from shotstream.runtime.errors import UserError
@@ -48,7 +48,7 @@ class _Loaded:
 
 
 class TrtRunner:
-    """As `segments.SegmentRunner`; inputs that a context cannot read in place are copied."""
+    """As `segments.cut.SegmentRunner`; inputs that a context cannot read in place are copied."""
 
     def __init__(
         self,

@@ -13,10 +13,10 @@ import torch
 from small_model import SmallPlugin
 from torch import Tensor
 
-from shotstream.export.graphs import write_graph
-from shotstream.export.segment_graphs import segment_specs
-from shotstream.export.segments import TEXT
-from shotstream.export.step import STEP, step_spec
+from shotstream.export.graphs.segments import segment_specs
+from shotstream.export.graphs.spec import write_graph
+from shotstream.export.graphs.step import STEP, step_spec
+from shotstream.export.segments.cut import TEXT
 from shotstream.runtime.plugins import ModelParts, ModelRequest
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="shotstream-step-")  # deleted at the interpreter's end
@@ -45,7 +45,7 @@ def session_of(path: Path) -> ort.InferenceSession:
 
 
 class OrtRunner:
-    """Graphs of a folder by name, as `export.segments.SegmentRunner`."""
+    """Graphs of a folder by name, as `export.segments.cut.SegmentRunner`."""
 
     def __init__(self, folder: Path) -> None:
         self.sessions = {name: session_of(folder / f"{name}.onnx") for name in (STEP, TEXT)}

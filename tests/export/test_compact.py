@@ -14,8 +14,9 @@ import torch
 from films import latents_of
 from small_model import SmallPlugin
 
-from shotstream.export import compact, exporting, onnx_decoder, onnx_engine
-from shotstream.export.compact import (
+from shotstream.export import exporting
+from shotstream.export.compact import loading as compact
+from shotstream.export.compact.loading import (
     MIDDLE,
     Compact,
     DoesNotFit,
@@ -24,12 +25,14 @@ from shotstream.export.compact import (
     read_compact,
     segment_runner,
 )
-from shotstream.export.int8 import INT8
-from shotstream.export.onnx_decoder import OnnxDecoder
-from shotstream.export.onnx_engine import own_export
-from shotstream.export.onnx_runtime import OnnxRunner, SessionSettings
-from shotstream.export.segment_graphs import example_inputs
-from shotstream.export.segments import TEXT, cut, signatures
+from shotstream.export.graphs.segments import example_inputs
+from shotstream.export.onnx_runtime import decoder as onnx_decoder
+from shotstream.export.onnx_runtime import engine as onnx_engine
+from shotstream.export.onnx_runtime.decoder import OnnxDecoder
+from shotstream.export.onnx_runtime.engine import own_export
+from shotstream.export.onnx_runtime.int8 import INT8
+from shotstream.export.onnx_runtime.runner import OnnxRunner, SessionSettings
+from shotstream.export.segments.cut import TEXT, cut, signatures
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.plugins import EngineRequest, ModelParts
 from shotstream.runtime.runtime import Runtime
@@ -37,7 +40,7 @@ from shotstream.runtime.runtime import Runtime
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
-building = pytest.importorskip("shotstream.export.compact_building")
+building = pytest.importorskip("shotstream.export.compact.building")
 CPU = SessionSettings(torch.device("cpu"), threads=1)
 EXPORT = "shotstream.export.plugin:plugin"
 MakeRuntime = Callable[..., Runtime]

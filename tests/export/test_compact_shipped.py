@@ -14,9 +14,10 @@ import pytest
 import torch
 from films import latents_of
 
-from shotstream.export import onnx_decoder, onnx_engine
-from shotstream.export.compact import decoder_runner, read_compact, segment_runner, shipped, total_bytes
-from shotstream.export.onnx_runtime import SessionSettings
+from shotstream.export.compact.loading import decoder_runner, read_compact, segment_runner, shipped, total_bytes
+from shotstream.export.onnx_runtime import decoder as onnx_decoder
+from shotstream.export.onnx_runtime import engine as onnx_engine
+from shotstream.export.onnx_runtime.runner import SessionSettings
 from shotstream.runtime.plugins import ModelRequest
 from shotstream.runtime.presets import load_tiny
 from shotstream.runtime.runtime import Runtime
@@ -69,7 +70,7 @@ def test_they_play_the_film_of_eager_without_exporting(monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_building_again_gives_the_same_files(tmp_path: Path) -> None:
-    building = pytest.importorskip("shotstream.export.compact_building")
+    building = pytest.importorskip("shotstream.export.compact.building")
     folder = shipped("tiny")
     assert folder is not None
     there = read_compact(folder)

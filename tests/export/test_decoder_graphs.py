@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from shotstream.export.decoder_graphs import decoder_specs, latent_channels
-from shotstream.export.graphs import GraphSpec
-from shotstream.export.stream_graph import FIRST, FRAMES, LATENT, STEP
+from shotstream.export.graphs.decoder_stream import FIRST, FRAMES, LATENT, STEP
+from shotstream.export.graphs.decoders import decoder_specs, latent_channels
+from shotstream.export.graphs.spec import GraphSpec
 from shotstream.runtime.errors import UserError
 
 MADE = {"tiny-vae": decoders.tiny_vae, "taehv": decoders.taehv, "wan-vae": decoders.wan_vae}
@@ -24,7 +24,7 @@ def _specs(decoder: Any, dtype: torch.dtype = torch.float32) -> dict[str, GraphS
 
 
 def _played(specs: dict[str, GraphSpec], z_FCHW: Tensor, chunks: list[int]) -> Tensor:
-    """What the contract in `stream_graph` says, in a few lines."""
+    """What the contract in `graphs.decoder_stream` says, in a few lines."""
     step = specs[STEP]
     states = {name: torch.zeros_like(t) for name, t in step.inputs.items() if name != LATENT}
     made = []

@@ -10,10 +10,10 @@ import decoders
 import pytest
 import torch
 
-from shotstream.export.artifact import read_manifest
-from shotstream.export.decoder_graphs import latent_channels
-from shotstream.export.onnx_decoder import OnnxDecoder
-from shotstream.export.stream_graph import STEP
+from shotstream.export.graphs.decoder_stream import STEP
+from shotstream.export.graphs.decoders import latent_channels
+from shotstream.export.manifest import read_manifest
+from shotstream.export.onnx_runtime.decoder import OnnxDecoder
 from shotstream.runtime.decoders.taehv import random_taehv
 from shotstream.runtime.decoders.wan_vae import random_wan_vae
 from shotstream.runtime.errors import UserError

@@ -12,9 +12,9 @@ import decoders
 import pytest
 import torch
 
-from shotstream.export.decoder_graphs import MOST_LATENTS, decoder_specs
-from shotstream.export.graphs import write_graph
-from shotstream.export.stream_graph import FIRST, FREE
+from shotstream.export.graphs.decoder_stream import FIRST, FREE
+from shotstream.export.graphs.decoders import MOST_LATENTS, decoder_specs
+from shotstream.export.graphs.spec import write_graph
 from shotstream.export.trt.build import BuildOrder, build_apart
 from shotstream.runtime.decoders.taehv import random_taehv
 from shotstream.runtime.decoders.wan_vae import random_wan_vae

@@ -17,20 +17,20 @@ from test_store import ENGINE, damage, writes
 from trt_files import fake_tensorrt, small_export, small_parts
 from typer.testing import CliRunner
 
-from shotstream.export import engine_building
-from shotstream.export.artifact import read_manifest
-from shotstream.export.calibration import LAYER_SETS, Accuracy, Report
-from shotstream.export.contents import graph_specs
-from shotstream.export.engines_command import mount
+from shotstream.export.engine_store import building as engine_building
+from shotstream.export.engine_store.command import mount
+from shotstream.export.engine_store.entry import KEY
+from shotstream.export.engine_store.store import EngineStore
 from shotstream.export.exporting import export_graphs, source_of
-from shotstream.export.graphs import OPSET
-from shotstream.export.precision import FP8_FOLDER, PRODUCTS
-from shotstream.export.rtx_native import CONTEXT_IN_PLACE, STEP_IN_PLACE
-from shotstream.export.rtx_native import OPSET as IN_PLACE_OPSET
-from shotstream.export.segments import TEXT
-from shotstream.export.step import STEP
-from shotstream.export.store import EngineStore
-from shotstream.export.store_entry import KEY
+from shotstream.export.fp8.calibration import LAYER_SETS, Accuracy, Report
+from shotstream.export.fp8.products import FP8_FOLDER, PRODUCTS
+from shotstream.export.graphs.contents import graph_specs
+from shotstream.export.graphs.spec import OPSET
+from shotstream.export.graphs.step import STEP
+from shotstream.export.graphs.step_in_place import CONTEXT_IN_PLACE, STEP_IN_PLACE
+from shotstream.export.graphs.step_in_place import OPSET as IN_PLACE_OPSET
+from shotstream.export.manifest import read_manifest
+from shotstream.export.segments.cut import TEXT
 from shotstream.export.trt import product as products
 from shotstream.runtime.errors import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from shotstream.export.artifact import read_manifest
+from shotstream.export.manifest import read_manifest
 from shotstream.runtime.cli import run
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.model.transformer import Transformer

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from shotstream.export import graphs
-from shotstream.export.artifact import MANIFEST, Manifest, Source, check_files, read_manifest
 from shotstream.export.exporting import export_graphs
-from shotstream.export.graphs import GraphSpec
+from shotstream.export.graphs import spec as graphs
+from shotstream.export.graphs.spec import GraphSpec
+from shotstream.export.manifest import MANIFEST, Manifest, Source, check_files, read_manifest
 from shotstream.runtime.errors import UserError
 
 SOURCE = Source("toy", "ab12", {"dim": 4, "patch": (1, 2, 2)}, (4, 2, 2), "float32", 20, {"torch": "2"})

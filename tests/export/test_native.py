@@ -12,10 +12,10 @@ from films import assert_same_film
 from step_files import OrtRunner, exported_step, small_parts
 from torch import Tensor
 
-from shotstream.export.native import NativeStep, in_place_engine, native_engine
-from shotstream.export.rtx_native import CONTEXT_IN_PLACE, STEP_IN_PLACE, StepInPlace
-from shotstream.export.segments import TEXT, TextSegment
-from shotstream.export.step import STEP
+from shotstream.export.graphs.step import STEP
+from shotstream.export.graphs.step_in_place import CONTEXT_IN_PLACE, STEP_IN_PLACE, StepInPlace
+from shotstream.export.segments.cut import TEXT, TextSegment
+from shotstream.export.segments.whole_step import NativeStep, in_place_engine, native_engine
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.graph.ops import CacheWriter
 from shotstream.runtime.graph.passes import PassInput, Span
@@ -26,7 +26,7 @@ MakeRuntime = Callable[..., Runtime]
 
 
 class _Plugin:
-    """The engine `native` on ONNX Runtime."""
+    """The whole step on ONNX Runtime."""
 
     name = "native"
 

@@ -15,9 +15,10 @@ import torch
 from step_files import session_of, small_parts
 from torch import Tensor, nn
 
-from shotstream.export.cache_chunk_attention import add_function
-from shotstream.export.graphs import GraphSpec, write_graph
-from shotstream.export.rtx_native import (
+from shotstream.export.graphs.cache_chunk_attention import add_function
+from shotstream.export.graphs.spec import GraphSpec, write_graph
+from shotstream.export.graphs.step import StepGraph
+from shotstream.export.graphs.step_in_place import (
     OPSET,
     OUTPUTS,
     StepInPlace,
@@ -27,7 +28,6 @@ from shotstream.export.rtx_native import (
     translations,
     update_cache_attention,
 )
-from shotstream.export.step import StepGraph
 from shotstream.export.trt.build import BuildOrder, build_apart
 from shotstream.runtime.config import WAN_1_3B
 from shotstream.runtime.model.transformer import Transformer

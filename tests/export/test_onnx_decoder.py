@@ -10,8 +10,9 @@ import decoders
 import pytest
 import torch
 
-from shotstream.export import exporting, onnx_decoder
-from shotstream.export.onnx_decoder import OnnxDecoder
+from shotstream.export import exporting
+from shotstream.export.onnx_runtime import decoder as onnx_decoder
+from shotstream.export.onnx_runtime.decoder import OnnxDecoder
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.plugins import Decoder, ModelRequest, Registry
 from shotstream.runtime.runtime import Runtime

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shotstream.export.onnx_decoder import OnnxDecoder
+from shotstream.export.onnx_runtime.decoder import OnnxDecoder
 from shotstream.runtime.plugins import ModelRequest
 from shotstream.runtime.presets import TINY_LATENT, load_tiny_vae
 

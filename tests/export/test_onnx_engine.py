@@ -13,9 +13,9 @@ import pytest
 import torch
 from films import assert_same_film, latents_of
 
-from shotstream.export import onnx_engine
-from shotstream.export.artifact import MANIFEST
-from shotstream.export.int8 import INT8
+from shotstream.export.manifest import MANIFEST
+from shotstream.export.onnx_runtime import engine as onnx_engine
+from shotstream.export.onnx_runtime.int8 import INT8
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.runtime import Runtime
 

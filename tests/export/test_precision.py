@@ -13,11 +13,10 @@ import pytest
 import torch
 from trt_files import LAYERS, small_export, small_parts
 
-from shotstream.export.artifact import check_files, read_manifest
-from shotstream.export.calibration import LAYER_SETS, Accuracy, Report, Shots, calibrate, read_report, shots_of
-from shotstream.export.eight_bit import eight_bit_export
-from shotstream.export.emulation import emulated, places, watched
-from shotstream.export.precision import (
+from shotstream.export.fp8.calibration import LAYER_SETS, Accuracy, Report, Shots, calibrate, read_report, shots_of
+from shotstream.export.fp8.emulation import emulated, places, watched
+from shotstream.export.fp8.exporting import eight_bit_export
+from shotstream.export.fp8.products import (
     FP8_FOLDER,
     FP8_MAX,
     PRODUCTS,
@@ -26,8 +25,9 @@ from shotstream.export.precision import (
     quantise_graph,
     weight_scales,
 )
-from shotstream.export.segment_graphs import example_inputs
-from shotstream.export.segments import cut, signatures
+from shotstream.export.graphs.segments import example_inputs
+from shotstream.export.manifest import check_files, read_manifest
+from shotstream.export.segments.cut import cut, signatures
 from shotstream.export.trt.build import BuildOrder, build_apart
 from shotstream.export.trt.keys import profiles
 from shotstream.export.trt.product import RTX, missing_to_build

@@ -16,11 +16,11 @@ import torch
 from step_files import small_parts
 from torch import Tensor, nn
 
-from shotstream.export.cache_chunk_attention import INPUTS, add_body, cache_chunk_attention, translations
-from shotstream.export.graphs import GraphSpec, write_graph
-from shotstream.export.rtx_kernel import Kernel, attend, compile_kernels, dump, load, packed, workspace_bytes
-from shotstream.export.rtx_plugin import PluginBuild, build_with_plugin, call_of
-from shotstream.export.step import step_profiles, step_spec
+from shotstream.export.graphs.cache_chunk_attention import INPUTS, add_body, cache_chunk_attention, translations
+from shotstream.export.graphs.spec import GraphSpec, write_graph
+from shotstream.export.graphs.step import step_profiles, step_spec
+from shotstream.export.trt.attention_kernel import Kernel, attend, compile_kernels, dump, load, packed, workspace_bytes
+from shotstream.export.trt.attention_plugin import PluginBuild, build_with_plugin, call_of
 from shotstream.export.trt.build import BuildOrder
 from shotstream.runtime.config import WAN_1_3B
 from shotstream.runtime.errors import UserError
@@ -88,7 +88,7 @@ def test_without_the_librarys_other_name_the_process_is_ended(tmp_path: Path) ->
     pytest.importorskip("tensorrt_rtx_bindings")
     order = _node_order(tmp_path)
     code = (
-        "import tensorrt_rtx_bindings as trt; from shotstream.export.rtx_plugin import register; "
+        "import tensorrt_rtx_bindings as trt; from shotstream.export.trt.attention_plugin import register; "
         f"kept = register(trt, ({ARCH},)); log = trt.Logger(trt.ILogger.ERROR); "
         "network = trt.Builder(log).create_network(0); "
         f"print(trt.OnnxParser(network, log).parse_from_file({order.onnx!r}))"

@@ -13,9 +13,9 @@ import torch
 from step_files import exported_step, session_of, small_parts
 from torch import Tensor, nn
 
-from shotstream.export.cache_chunk_attention import add_body, cache_chunk_attention, translations
-from shotstream.export.graphs import GraphSpec, write_graph
-from shotstream.export.step import StepGraph, example_step_inputs, step_spec
+from shotstream.export.graphs.cache_chunk_attention import add_body, cache_chunk_attention, translations
+from shotstream.export.graphs.spec import GraphSpec, write_graph
+from shotstream.export.graphs.step import StepGraph, example_step_inputs, step_spec
 from shotstream.runtime.model.transformer import Transformer
 
 TOLERANCE = 3e-6

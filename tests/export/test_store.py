@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from shotstream.export.store import EngineStore
-from shotstream.export.store_entry import KEY, PLAN, EngineKey
+from shotstream.export.engine_store.entry import KEY, PLAN, EngineKey
+from shotstream.export.engine_store.store import EngineStore
 from shotstream.runtime.errors import UserError
 
 ENGINE = EngineKey("mid_0", "w" * 64, "g" * 64, {"x": ((1, 4), (3, 4), (6, 4))}, "bfloat16", "tensorrt-rtx", "1.7.1")

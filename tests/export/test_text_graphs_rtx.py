@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from shotstream.export.graphs import write_graph
-from shotstream.export.text_graphs import TINY_TEXT, UMT5, text_specs
+from shotstream.export.graphs.spec import write_graph
+from shotstream.export.graphs.text import TINY_TEXT, UMT5, text_specs
 from shotstream.export.trt.build import BuildOrder, build_apart
 from shotstream.runtime.text.tiny import TinyTextConfig, TinyTextEncoder
 from shotstream.runtime.text.umt5 import UMT5Encoder, UMT5Sizes, _build

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from shotstream.export.graphs import write_graph
-from shotstream.export.precision import PRODUCTS, quantise_graph
-from shotstream.export.segment_graphs import segment_spec
-from shotstream.export.segments import cut
+from shotstream.export.fp8.products import PRODUCTS, quantise_graph
+from shotstream.export.graphs.segments import segment_spec
+from shotstream.export.graphs.spec import write_graph
+from shotstream.export.segments.cut import cut
 from shotstream.export.trt.build import BuildOrder, build_apart
 from shotstream.export.trt.keys import profiles
 from shotstream.export.trt.product import RTX, missing_to_build

@@ -17,12 +17,12 @@ import torch
 from films import assert_same_film
 from trt_files import LAYERS, fake_tensorrt, fill_store, small_export, small_parts
 
-from shotstream.export.calibration import Shots, calibrate, compare, play
-from shotstream.export.eight_bit import eight_bit_export
-from shotstream.export.precision import FP8_FOLDER
-from shotstream.export.segment_graphs import example_inputs
-from shotstream.export.segments import signatures
-from shotstream.export.store import EngineStore
+from shotstream.export.engine_store.store import EngineStore
+from shotstream.export.fp8.calibration import Shots, calibrate, compare, play
+from shotstream.export.fp8.exporting import eight_bit_export
+from shotstream.export.fp8.products import FP8_FOLDER
+from shotstream.export.graphs.segments import example_inputs
+from shotstream.export.segments.cut import signatures
 from shotstream.export.trt import runner as running
 from shotstream.export.trt.engine import stored_engine, tensorrt_engine
 from shotstream.export.trt.product import Product

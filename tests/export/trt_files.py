@@ -14,10 +14,10 @@ import pytest
 import torch
 from small_model import SmallPlugin
 
-from shotstream.export.artifact import Manifest, read_manifest
-from shotstream.export.contents import SEGMENTS, graph_specs
+from shotstream.export.engine_store.store import EngineStore
 from shotstream.export.exporting import PRECISIONS, export_graphs, source_of
-from shotstream.export.store import EngineStore
+from shotstream.export.graphs.contents import SEGMENTS, graph_specs
+from shotstream.export.manifest import Manifest, read_manifest
 from shotstream.export.trt.build import BuildOrder, build_plan
 from shotstream.export.trt.keys import engine_key
 from shotstream.export.trt.product import Product, load_product

@@ -1,0 +1,1 @@
+"""Graphs without weights, which come with the package."""

@@ -1,0 +1,1 @@
+"""Products in eight-bit floating point: what they cost a film, and graphs that have them."""
