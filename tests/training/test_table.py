@@ -45,14 +45,14 @@ MODEL = DiTConfig(
 RECIPE = Recipe(
     name="miniature",
     text=TextRecipe(encoder=TinyTextConfig(dim=32, heads=2, layers=1, buckets=64), steps=2, batch=4),
-    latents=LatentPlan(stories=2, shots=5, frames=33),
+    latents=LatentPlan(stories=2, shots=3, frames=9),
     held_out=LatentPlan(stories=1, shots=2, frames=9, first_seed=10_000),
     teacher=TeacherRecipe(model=MODEL, phases=(Phase(1, 2, 1, 0),), warmup=1, parts_layer=0),
-    ode=OdeRecipe(pairs=4, frames=9, substeps=1, pair_batch=2, steps=1, batch=2),
+    ode=OdeRecipe(pairs=4, frames=3, substeps=1, pair_batch=2, steps=1, batch=2),
     context_noise=300.0,
     render_workers=1,
 )
-SETTINGS = TableSettings(TrainSettings(tflop=0.02, batch=2), Sampler(steps=2), stories=2)
+SETTINGS = TableSettings(TrainSettings(tflop=0.005, batch=2, frames=3), Sampler(steps=2), stories=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -234,12 +234,15 @@ def test_a_whole_story_gives_every_frame_its_shot_and_its_caption(run: Path) -> 
     assert given.caption_index_BF.tolist() == [[0, 0, 1, 1], [2, 2, 3, 3]]
 
 
-@pytest.mark.parametrize("name", [OURS, "all-at-once", "keyframes", "rolling", "sparse", "steps-2", "global-only"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name not in (OURS, "all-at-once", "sparse")]
+
+
+@pytest.mark.parametrize("name", [OURS, "all-at-once", "sparse", *SLOW])
 def test_rows_train_within_their_budget_and_play(run: Path, name: str, tmp_path: Path) -> None:
     said: list[str] = []
     make_row(name, load_parts(run, RECIPE, "cpu"), SETTINGS, tmp_path, said.append)
     result = finished(tmp_path, [name], SETTINGS)[name]
-    assert 0.02 <= result["tflop"] < 0.06
+    assert 0.005 <= result["tflop"] < 0.02
     assert result["speed"]["fps"] > 0
     assert result["speed"]["wait_s"] > 0
     assert len(result["report"]["axes"]) == 1
@@ -253,7 +256,7 @@ def test_rows_train_within_their_budget_and_play(run: Path, name: str, tmp_path:
 
 def test_training_is_the_same_twice_and_changes_the_weights(run: Path) -> None:
     parts = load_parts(run, RECIPE, "cpu")
-    settings = TrainSettings(tflop=0.02, batch=2)
+    settings = TrainSettings(tflop=0.005, batch=2, frames=3)
     first, second = (train(METHODS[OURS], parts, settings, lambda share, figures: None)[0] for _ in range(2))
     begun = parts.model("ode")
     for (name, a), b, c in zip(first.named_parameters(), second.parameters(), begun.parameters(), strict=True):
