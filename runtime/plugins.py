@@ -43,6 +43,9 @@ SLOTS: Mapping[str, str] = {
     "sink": "factory(target: Path, options: Mapping) -> object with open(info), write(chunk), close()",
     "parity": "factory() -> list[shotstream.runtime.parity.CaseGroup]: further cases of reference vectors",
     "train": "factory(recipe: Mapping, folder: Path) -> object with run() -> None; the name is the stage",
+    "cuts": "factory(torch.device) -> shotstream.training.evaluation.cuts.CutFinder: frames to where shots begin",
+    "features": "factory(folder: Path | None, torch.device) -> shotstream.training.evaluation.features.Features: "
+    "frames and, if it can, captions to comparable vectors",
     "command": "factory(app: typer.Typer) -> None: mounts a room's own commands",
 }
 """Slot name -> what its factories take and give."""

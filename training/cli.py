@@ -19,10 +19,13 @@ class TrainingPlugin:
 
     def build(self, registry: Registry) -> None:
         """Register the commands ``train``, ``evaluate`` and ``table`` and the parity groups of the training stages."""
+        from shotstream.training.evaluation import plugin as evaluation_slots
+
         registry.register("command", "train", mount)
         registry.register("command", "evaluate", _mount_evaluate)
         registry.register("command", "table", _mount_table)
         registry.register("parity", "training", _parity_groups)
+        evaluation_slots.register(registry)
 
 
 def _mount_evaluate(app: typer.Typer) -> None:
