@@ -1,19 +1,14 @@
-"""The commands `export onnx`, `export engines` and `export verify`. The work is done elsewhere in this room."""
+"""The commands `export onnx` and `export verify`, and where the others are mounted. The work is done elsewhere."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from shotstream.export.compact.command import compact
 from shotstream.export.engine_store import command as engines_command
-
-if TYPE_CHECKING:
-    import torch
-
-    from shotstream.runtime.plugins import ModelParts
 
 Model = Annotated[str, typer.Option("--model", help="A preset (tiny, wan-1.3b), or a .safetensors file of ours.")]
 Weights = Annotated[str, typer.Option("--weights", help="Of a preset: default, random, or a folder.")]
@@ -52,15 +47,13 @@ def onnx(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from shotstream.export.exporting import PRECISIONS, export_graphs, source_of
+    from shotstream.export.exporting import dtype_of, export_graphs, source_of
     from shotstream.export.graphs.contents import chosen_contents, graph_specs, opset_of
-    from shotstream.runtime.errors import UserError
+    from shotstream.export.parts import load_parts
 
     wanted = chosen_contents(only)
     number = opset_of(wanted, opset)
-    if precision not in PRECISIONS:
-        raise UserError(f"there is no precision '{precision}'; there is {', '.join(PRECISIONS)}")
-    dtype = PRECISIONS[precision]
+    dtype = dtype_of(precision)
     console = Console(stderr=True)
     with console.status(f"loading {model} ..."):
         parts = load_parts(model, weights, dtype, decoder, latent_size)
@@ -95,10 +88,12 @@ def verify(
     import torch
     from rich.console import Console
 
-    from shotstream.export.exporting import PRECISIONS
+    from shotstream.export.exporting import dtype_of
     from shotstream.export.manifest import read_manifest
+    from shotstream.export.parts import load_parts
     from shotstream.export.segments.cut import signatures
     from shotstream.export.verify import check_graphs, check_shot
+    from shotstream.runtime.cli.parity import conclude
     from shotstream.runtime.parity import ParityReport, Row
     from shotstream.runtime.plugins import EngineRequest
     from shotstream.runtime.runtime import assemble_registry
@@ -107,7 +102,7 @@ def verify(
     source = manifest.source
     console, rows = Console(stderr=True), list[Row]()
     with console.status("loading ...") as status:
-        parts = load_parts(model or source.model, weights, PRECISIONS[source.precision], None, latent_size)
+        parts = load_parts(model or source.model, weights, dtype_of(source.precision), None, latent_size)
         rows += check_graphs(folder, manifest, parts, lambda name: status.update(f"{name} ..."))
         wanted = source.model == "tiny" if shot is None else shot
         if wanted and source.precision == "float32" and set(signatures(parts.config)) <= set(manifest.graphs):
@@ -115,49 +110,4 @@ def verify(
             options = {"folder": str(folder)}
             request = EngineRequest(parts, torch.device("cpu"), torch.float32, options=options)
             rows.append(check_shot(parts, assemble_registry().factory("engine", "onnx")(request)))
-    report = ParityReport(str(folder), tuple(rows))
-    if as_json:
-        typer.echo(report.to_json())
-    else:
-        report.render(Console())
-    if report.exit_code:
-        raise typer.Exit(report.exit_code)
-
-
-def load_parts(
-    model: str, weights: str, dtype: torch.dtype, decoder: str | None = None, latent_size: str | None = None
-) -> ModelParts:
-    """A preset's parts on the CPU, or a file's transformer; UserError if neither is there."""
-    import torch
-
-    from shotstream.export.graphs.contents import parts_of_file
-    from shotstream.runtime.errors import UserError
-    from shotstream.runtime.plugins import ModelRequest
-    from shotstream.runtime.runtime import assemble_registry
-
-    registry = assemble_registry()
-    names = registry.names("model")
-    if model in names:
-        if latent_size is not None:
-            raise UserError("--latent-size is for models given as a file; a preset has its own")
-        request = ModelRequest(torch.device("cpu"), dtype, weights=weights, decoder=decoder)
-        parts: ModelParts = registry.factory("model", model)(request)
-        return parts
-    path = Path(model)
-    if path.suffix != ".safetensors":
-        raise UserError(f"there is no model '{model}'; there is {', '.join(names)}, or give a .safetensors file")
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    return parts_of_file(path, dtype, None if latent_size is None else _size(latent_size))
-
-
-def _size(text: str) -> tuple[int, int]:
-    from shotstream.runtime.errors import UserError
-
-    try:
-        height, width = (int(part) for part in text.lower().split("x"))
-        if height < 1 or width < 1:
-            raise ValueError
-    except ValueError:
-        raise UserError(f"--latent-size is HEIGHTxWIDTH, such as 60x104, not {text!r}") from None
-    return height, width
+    conclude(ParityReport(str(folder), tuple(rows)), as_json=as_json)

@@ -37,10 +37,15 @@ class Tell(Protocol):
         ...
 
 
-def source_of(parts: ModelParts, precision: str, opset: int = OPSET) -> Source:
-    """What graphs of a model are made of. UserError for an unknown precision."""
+def dtype_of(precision: str) -> torch.dtype:
+    """By its name; UserError for one that nothing is exported in."""
     if precision not in PRECISIONS:
-        raise UserError(f"there is no precision '{precision}'; there is {', '.join(PRECISIONS)}")
+        raise UserError(f"there is no precision '{precision}' here; there is {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
+
+
+def source_of(parts: ModelParts, precision: str, opset: int = OPSET) -> Source:
+    """What graphs of a model are made of."""
     versions = {}
     for package in _PACKAGES:
         try:

@@ -13,13 +13,13 @@ def compact(
     model: Annotated[str, typer.Option("--model", help="A preset whose decoder is tiny-vae.")] = "tiny",
     weights: Annotated[str, typer.Option("--weights", help="Of the preset: default, random, or a folder.")] = "default",
 ) -> None:
-    """Write eight-bit graphs without weights, as they come with the package; takes half a minute."""
+    """Write eight-bit graphs without weights, as they come with the package; takes some twenty seconds."""
     import torch
     from rich.console import Console
 
-    from shotstream.export.cli import load_parts
     from shotstream.export.compact.building import build_compact
     from shotstream.export.compact.loading import total_bytes
+    from shotstream.export.parts import load_parts
 
     console = Console(stderr=True)
     with console.status("loading ...") as status:

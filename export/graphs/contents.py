@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, cast
 
 import torch
 
@@ -18,11 +16,9 @@ from shotstream.export.graphs.step_in_place import OPSET as IN_PLACE_OPSET
 from shotstream.export.graphs.text import text_specs
 from shotstream.export.segments.cut import TEXT as TEXT_SEGMENT
 from shotstream.export.segments.cut import cut
-from shotstream.runtime.config import TINY, WAN_1_3B, DiTConfig
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.plugins import ModelParts
-from shotstream.runtime.presets import TINY_LATENT, hash_weights, load_transformer
-from shotstream.runtime.wan import RandomTextEncoder, WanSizes
+from shotstream.runtime.wan import RandomTextEncoder
 
 SEGMENTS, STEP, DECODER, TEXT = CONTENTS = ("segments", "step", "decoder", "text")
 """Kinds of graphs. Segments bear the names of `segments.cut.signatures`, others begin with their kind."""
@@ -74,25 +70,3 @@ def chosen_contents(given: str | None) -> tuple[str, ...]:
     if IN_PLACE in names and len(names) > 1:
         raise UserError(f"{IN_PLACE} needs a newer opset than the rest; give it an --out of its own: --only {IN_PLACE}")
     return names
-
-
-def parts_of_file(path: Path, dtype: torch.dtype, latent_size: tuple[int, int] | None) -> ModelParts:
-    """A transformer from one of our safetensors files, without decoder and text encoder.
-
-    latent_size: height and width; None: that of the preset with the same configuration, or UserError.
-    """
-    transformer = load_transformer(path).to(dtype).requires_grad_(False).eval()
-    config = transformer.config
-    size = latent_size or _known_size(config)
-    if size is None:
-        raise UserError(f"{path} does not say how large its latents are; give --latent-size HEIGHTxWIDTH")
-    config.tokens_per_frame(*size)
-    nothing = cast(Any, None)
-    hashed = hash_weights({"dit": transformer})
-    return ModelParts(path.stem, config, transformer, nothing, nothing, hashed, (config.channels, *size), (0, 0))
-
-
-def _known_size(config: DiTConfig) -> tuple[int, int] | None:
-    sizes = {TINY: TINY_LATENT, WAN_1_3B: WanSizes().latent_size}
-    shape = (config.dim, config.layers, config.channels)
-    return next((size for known, size in sizes.items() if (known.dim, known.layers, known.channels) == shape), None)

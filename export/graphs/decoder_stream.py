@@ -10,6 +10,7 @@ it makes one frame; otherwise that latent goes through the step like others, and
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -63,14 +64,14 @@ class Memory:
         self._number += 1
 
 
-class StreamGraph(nn.Module):
+class StreamGraph(nn.Module, ABC):
     """A decoder's pass over the next latents of one clip."""
 
     frames_per_latent = TIME_FACTOR
 
+    @abstractmethod
     def decode(self, latent_FCHW: Tensor, memory: Memory) -> Tensor:
         """Frames ``[frames_per_latent F, 3, H, W]`` in [-1, 1]."""
-        raise NotImplementedError
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Latents and states to frames and the states that have changed."""

@@ -4,11 +4,14 @@ rooms add theirs through the slot `parity`."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shotstream.runtime.cli.engine_options import EngineOption, parsed_options, say_on
+
+if TYPE_CHECKING:
+    from shotstream.runtime.parity import ParityReport
 
 
 def mount(app: typer.Typer) -> None:
@@ -62,6 +65,13 @@ def parity(
             on_case=lambda case: status.update(f"{case} ..."),
             claimed_only=engine != "eager",
         )
+    conclude(report, as_json=as_json)
+
+
+def conclude(report: ParityReport, *, as_json: bool) -> None:
+    """Print a report on standard output, as a table or as json; typer.Exit with code 1 if a check did not pass."""
+    from rich.console import Console
+
     if as_json:
         typer.echo(report.to_json())
     else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
-from shotstream.export.manifest import read_manifest
+from shotstream.export.manifest import read_manifest, write_manifest
 from shotstream.runtime.cli import run
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.model.transformer import Transformer
@@ -32,6 +33,12 @@ def test_a_file_is_exported_verified_and_caught_changed(
     assert run(["export", "verify", str(out), *model]) == 0
     assert "10 passed, 0 failed" in capsys.readouterr().out
 
+    manifest = read_manifest(out)
+    write_manifest(out, replace(manifest, source=replace(manifest.source, precision="float8")))
+    assert run(["export", "verify", str(out), *model]) == 2
+    assert "there is no precision 'float8' here" in capsys.readouterr().err
+    write_manifest(out, manifest)
+
     changed = Transformer(TOY).state_dict()
     save_file(changed, toy, metadata={"config": TOY.to_json()})
     assert run(["export", "verify", str(out), *model]) == 2
@@ -47,7 +54,7 @@ def test_a_file_is_exported_verified_and_caught_changed(
         (["--model", "TOY", "--latent-size", "4"], "--latent-size is HEIGHTxWIDTH"),
         (["--model", "TOY", "--latent-size", "5x6"], "latents of 5x6 do not split into patches"),
         (["--model", "tiny", "--latent-size", "4x6"], "a preset has its own"),
-        (["--precision", "int3"], "there is no precision 'int3'"),
+        (["--precision", "int3"], "there is no precision 'int3' here"),
         (["--only", "segments,wheels"], "an export has no 'wheels'"),
     ],
 )
