@@ -13,7 +13,9 @@ SAMPLES = 8
 
 
 class Budget:
-    """Floating-point operations of all matrix products, attentions and convolutions, forward and backward."""
+    """Floating-point operations of all matrix products, attentions and convolutions, forward and backward, the codec's
+    included where a method trains behind its own shots.
+    """
 
     def __init__(self, tflop: float) -> None:
         self.flop, self.spent = 1e12 * tflop, 0.0

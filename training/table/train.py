@@ -151,12 +151,12 @@ def _distil(
         with budget.charge(f"dmd {generator} {shot}"), _autocast(parts.device):
             result = work.update(past, captions, shot, rng, generator)
             result.loss.backward()
+            if isinstance(past, OwnPast):
+                past.add(result.x0_BFCHW)
         for group in optimizers[generator].param_groups:
             group["lr"] = settings.dmd_rate * _fade(budget.share)
         _step(optimizers[generator], models[generator])
         progress(budget.share, {"generator" if generator else "critic": _finite(result.loss)})
-        if isinstance(past, OwnPast):
-            past.add(result.x0_BFCHW)
         if budget.share >= 1:
             return
 
