@@ -256,7 +256,6 @@ def test_rows_train_within_their_budget_and_play(run: Path, name: str, tmp_path:
 
 def test_training_is_the_same_twice_and_changes_the_weights(run: Path) -> None:
     parts = load_parts(run, RECIPE, "cpu")
-    settings = TrainSettings(tflop=0.005, batch=2, frames=3)
     first, second = (train(METHODS[OURS], parts, SETTINGS.train, lambda share, figures: None)[0] for _ in range(2))
     begun = parts.model("ode")
     for (name, a), b, c in zip(first.named_parameters(), second.parameters(), begun.parameters(), strict=True):

@@ -24,7 +24,7 @@ def table(
     out: Annotated[Path, typer.Option("--out", help="Folder of the table; finished rows in it are kept.")] = Path(
         "runs/table"
     ),
-    tflop: Annotated[float, typer.Option("--tflop", min=0.1, help="Training budget of every row.")] = 30.0,
+    tflop: Annotated[float, typer.Option("--tflop", min=0.1, help="Training budget of every row.")] = 15.0,
     stories: Annotated[int, typer.Option("--stories", min=2, help="Stories to score, half of them held out.")] = 12,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads.")] = None,

@@ -60,7 +60,7 @@ class TrainSettings:
     the rest is distillation. rates: of matrices in flow matching and regression (Muon), and of distillation (AdamW).
     """
 
-    tflop: float = 30.0
+    tflop: float = 15.0
     batch: int = 4
     frames: int = 9
     adapt: float = 0.4
