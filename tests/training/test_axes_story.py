@@ -223,6 +223,7 @@ def test_speed_is_frames_per_second_and_the_median_wait(reader: Reader) -> None:
     alone = story_axes("films", [film])
     assert "two stories" in alone.missing["inter_subject"]
     lines = axes_lines([axes, alone])
+    assert next(line for line in lines if "precision" in line).split()[-1] == "100.0"
     assert sum("missing" in line for line in lines) == 4
     row = next(line for line in lines if line.startswith("frames per second"))
     assert row.split()[4:] == ["8.0", "[3.0,", "18.0]", "-"]

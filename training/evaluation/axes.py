@@ -128,10 +128,10 @@ def axes_lines(rows: Sequence[Axes]) -> list[str]:
         lines += [""] * bool(lines)
         lines.append(f"{'axis (95 % intervals)':44}" + "".join(f"{row.source:>25}" for row in block))
         for name, axis in AXES.items():
-            cells = "".join(f"{_cell(row.scores.get(name), axis.unit):>25}" for row in block)
+            cells = "".join(f"{_cell(row, name):>25}" for row in block)
             lines.append(f"{f'{axis.label}, {axis.unit}':44}{cells}")
     for row in rows:
-        lines.append(f"{row.source}: {row.method}, {len(row.films)} films")
+        lines.append(f"{row.source}: {row.method}; films: {len(row.films)}")
         reasons = dict.fromkeys(row.missing.values())
         for reason in reasons:
             names = ", ".join(AXES[name].label for name, why in row.missing.items() if why == reason)
@@ -139,8 +139,9 @@ def axes_lines(rows: Sequence[Axes]) -> list[str]:
     return lines
 
 
-def _cell(estimate: Estimate | None, unit: str) -> str:
-    if estimate is None:
+def _cell(row: Axes, name: str) -> str:
+    if name not in row.scores:
         return "-"
-    scale = 100 if unit == PERCENT else 1
-    return f"{scale * estimate.mean:.1f} [{scale * estimate.low:.1f}, {scale * estimate.high:.1f}]"
+    estimate, scale = row.scores[name], 100 if AXES[name].unit == PERCENT else 1
+    interval = f" [{scale * estimate.low:.1f}, {scale * estimate.high:.1f}]"
+    return f"{scale * estimate.mean:.1f}" + interval * (len(row.films) > 1)  # one film knows no interval

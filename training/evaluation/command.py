@@ -1,8 +1,12 @@
-"""The command `evaluate`: scores a model of the story world. What is measured, and how, is in `evaluation.evaluate`."""
+"""The command `evaluate`: scores a model of the story world, a run's stages, or finished films of any model.
+
+What is measured, and how, is in `evaluation.evaluate` and `evaluation.video_axes`.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shotstream.runtime.runtime import Runtime
+    from shotstream.training.evaluation.cuts import CutFinder
     from shotstream.training.evaluation.evaluate import Parts, Progress
     from shotstream.training.evaluation.goals import Goal
     from shotstream.training.evaluation.scores import Report
@@ -51,6 +56,19 @@ def evaluate(
     sheet_story: Annotated[int, typer.Option("--sheet-story", min=0, help="Which story --sheet draws.")] = 0,
     teacher_steps: Annotated[int, typer.Option("--teacher-steps", min=1, max=1000, help="Its sampler's steps.")] = 50,
     teacher_guidance: Annotated[float, typer.Option("--teacher-guidance", min=0, help="1 is none.")] = 3.0,
+    video: Annotated[
+        Path | None, typer.Option("--video", help="Measure films instead: an mp4 with its json beside it, or a folder.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option("--features", help="With --video: what compares subjects, backgrounds: dino,clip")
+    ] = None,
+    features_weights: Annotated[
+        Path | None, typer.Option("--features-weights", help="Folder of that model, or with one such folder for each.")
+    ] = None,
+    cuts: Annotated[
+        str | None,
+        typer.Option("--cuts", help="What finds cuts for the axes; default: oracle, pyscenedetect for films."),
+    ] = None,
     device: Device = "cpu",
     weights: Weights = "default",
     engine: Engine = "eager",
@@ -59,20 +77,23 @@ def evaluate(
     threads: Threads = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
-    """Measure a model against the goals, beside the ceilings: true renders, and its own codec."""
+    """Measure a model against the goals and along the paper's axes, beside true renders and its own codec."""
     import torch
     from rich.console import Console
 
     from shotstream.runtime.config import TINY
     from shotstream.runtime.sinks.base import ensure_writable
     from shotstream.training.evaluation.evaluate import Parts
-    from shotstream.training.evaluation.goals import goals_as_dict
     from shotstream.training.evaluation.stage_table import RunChoice, TeacherSettings
 
     if run is None and (stages is not None or sheet is not None):
         raise UserError("--stages and --sheet compare the stages of a training run; give its folder with --run")
     if run is not None and (engine_option or decoder is not None):
         raise UserError("--engine-option and --decoder are for a model, not for the stages of a --run")
+    if video is not None and run is not None:
+        raise UserError("--video measures films and --run a training run; give one of them")
+    if video is None and (features is not None or features_weights is not None):
+        raise UserError("--features and --features-weights compare the films of --video")
     if sheet is not None and sheet_story >= stories:
         raise UserError(f"--sheet-story counts from 0: of {stories} stories the last is {stories - 1}")
     for file in (json_file, sheet):
@@ -86,41 +107,42 @@ def evaluate(
         def tell(done: int, of: int) -> None:
             status.update(f"story {done} of {of} ...")
 
-        if run is None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        find = _cut_finder(cuts or ("oracle" if video is None else "pyscenedetect"), device)
+        if video is not None:
+            names = [name.strip() for name in features.split(",")] if features else []
+            plain = _of_films(video, names, features_weights, find, device, seed, tell)
+        elif run is None:
             options = engine_option or ()
             runtime = ModelChoice(model, device, weights, engine, None, threads, decoder, options).load()
-            report, goals = _of_model(runtime, stories, seed, chunks, parts, tell)
+            plain = _of_model(runtime, stories, seed, chunks, parts, tell, find)
         else:
-            if threads is not None:
-                torch.set_num_threads(threads)
             settings = TeacherSettings(teacher_steps, teacher_guidance, chunks * TINY.chunk_frames, seed=seed)
             wanted = [] if stages is None else [name.strip() for name in stages.split(",")]
             choice = RunChoice(run, wanted, device, engine, chunks, settings)
-            report, goals = _of_run(choice, stories, seed, parts, tell, sheet, sheet_story)
+            plain = _of_run(choice, stories, seed, parts, tell, find, sheet, sheet_story)
     if json_file is not None:
-        plain = report.as_dict() | {"goals": goals_as_dict(goals)}
         json_file.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
     for file in (sheet, json_file):
         if file is not None:
             typer.echo(str(file))
 
 
-def _of_model(runtime: Runtime, stories: int, seed: int, chunks: int, parts: Parts, tell: Progress
-              ) -> tuple[Report, list[Goal]]:  # fmt: skip
-    """Evaluate one model and print its goals, then every metric."""
+def _of_model(runtime: Runtime, stories: int, seed: int, chunks: int, parts: Parts, tell: Progress, find: CutFinder
+              ) -> dict[str, object]:  # fmt: skip
+    """Evaluate one model; print its goals, the axes, then every metric. All figures as plain values."""
     from shotstream.training.evaluation.evaluate import evaluate_model
     from shotstream.training.evaluation.goals import goals_of
 
     with runtime:
-        report = evaluate_model(runtime, stories, seed, chunks=chunks, parts=parts, progress=tell)
-    goals = goals_of(report)
-    _print(report, goals, [])
-    return report, goals
+        report = evaluate_model(runtime, stories, seed, chunks=chunks, parts=parts, progress=tell, cuts=find)
+    return _printed(report, goals_of(report), [])
 
 
-def _of_run(choice: RunChoice, stories: int, seed: int, parts: Parts, tell: Progress, sheet: Path | None,
-            sheet_story: int) -> tuple[Report, list[Goal]]:  # fmt: skip
-    """Evaluate a run's stages; print their table, the last one's goals, then every metric."""
+def _of_run(choice: RunChoice, stories: int, seed: int, parts: Parts, tell: Progress, find: CutFinder,
+            sheet: Path | None, sheet_story: int) -> dict[str, object]:  # fmt: skip
+    """Evaluate a run's stages; print their table, the last one's goals, the axes, then every metric."""
     from shotstream.training.evaluation.evaluate import evaluation_stories
     from shotstream.training.evaluation.goals import gain_lines, goals_of
     from shotstream.training.evaluation.stage_sheet import write_stage_sheet
@@ -134,19 +156,48 @@ def _of_run(choice: RunChoice, stories: int, seed: int, parts: Parts, tell: Prog
         if sheet is not None and story == shown and source in ("renders", *found):
             kept[source] = shots
 
-    report = evaluate_run(choice, stories, seed, parts=parts, progress=tell, observer=keep)
+    report = evaluate_run(choice, stories, seed, parts=parts, progress=tell, observer=keep, cuts=find)
     student = found[-1]
     goals = goals_of(report, student, teacher=TEACHER if TEACHER in found and student != TEACHER else None)
-    _print(report, goals, [*gain_lines(report, found), "", f"goals, {student}"])
+    plain = _printed(report, goals, [*gain_lines(report, found), "", f"goals, {student}"])
     if sheet is not None:
         captions = [shown.shot_caption(k) for k in range(len(shown.shots))]
         write_stage_sheet(shown.global_caption, captions, kept, sheet)
-    return report, goals
+    return plain
 
 
-def _print(report: Report, goals: Sequence[Goal], above: Sequence[str]) -> None:
+def _of_films(path: Path, names: Sequence[str], folder: Path | None, find: CutFinder, device: str, seed: int,
+              tell: Progress) -> dict[str, object]:  # fmt: skip
+    """Measure finished films; print their axes."""
+    import torch
+
+    from shotstream.runtime.runtime import assemble_registry
     from shotstream.training.evaluation.axes import axes_lines
-    from shotstream.training.evaluation.goals import goal_lines
+    from shotstream.training.evaluation.video import find_films
+    from shotstream.training.evaluation.video_axes import extractors_of, video_axes
+
+    films, registry = find_films(path), assemble_registry()
+    made = [(name, registry.factory("features", name)(folder, torch.device(device))) for name in names]
+    axes = video_axes(path.name, films, extractors_of(made), find, seed, tell)
+    for line in axes_lines([axes]):
+        typer.echo(line)
+    return {"axes": [asdict(axes)]}
+
+
+def _cut_finder(name: str, device: str) -> CutFinder:
+    import torch
+
+    from shotstream.runtime.runtime import assemble_registry
+
+    find: CutFinder = assemble_registry().factory("cuts", name)(torch.device(device))
+    return find
+
+
+def _printed(report: Report, goals: Sequence[Goal], above: Sequence[str]) -> dict[str, object]:
+    """Print a report, and give it as plain values."""
+    from shotstream.training.evaluation.axes import axes_lines
+    from shotstream.training.evaluation.goals import goal_lines, goals_as_dict
 
     for line in [*above, *goal_lines(goals), "", *axes_lines(report.axes), "", *report.lines()]:
         typer.echo(line)
+    return report.as_dict() | {"goals": goals_as_dict(goals)}

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -127,7 +127,7 @@ def oracle_scenes(folder: Path | None, device: torch.device) -> OracleFeatures:
     return OracleFeatures(subject=False)
 
 
-def knows_text(features: Features) -> bool:
+def knows_text(features: Features) -> TypeGuard[TextFeatures]:
     """Whether it has features of captions too: see `TextFeatures`."""
     return callable(getattr(features, "captions", None))
 

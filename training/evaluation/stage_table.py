@@ -19,6 +19,7 @@ from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.presets import TINY_LATENT
 from shotstream.runtime.runtime import Runtime
+from shotstream.training.evaluation.cuts import CutFinder
 from shotstream.training.evaluation.evaluate import (
     CODEC,
     RENDERS,
@@ -45,6 +46,7 @@ from shotstream.training.evaluation.sources import (
     session_frames,
 )
 from shotstream.training.evaluation.teacher import TeacherPlayer, TeacherSettings
+from shotstream.training.oracle.cuts import find_cuts
 from shotstream.training.oracle.reader import Reader
 from shotstream.training.weights import load_dit_weights, load_text_weights, trained_codec
 from shotstream.training.world import Story
@@ -99,8 +101,8 @@ class RunChoice:
 
 
 def evaluate_run(choice: RunChoice, stories: int = 40, seed: int = 0, *, parts: Parts | None = None,
-                 reader: Reader | None = None, progress: Progress | None = None, observer: Observer | None = None
-                 ) -> Report:  # fmt: skip
+                 reader: Reader | None = None, progress: Progress | None = None, observer: Observer | None = None,
+                 cuts: CutFinder = find_cuts) -> Report:  # fmt: skip
     """Scores every stage of the run on the same stories with the same seeds; the ceilings stand first.
 
     Changes called "stage" are each stage's gain over the one before, and the last one's over the first.
@@ -119,6 +121,7 @@ def evaluate_run(choice: RunChoice, stories: int = 40, seed: int = 0, *, parts: 
     report = measure(
         sources, evaluation_stories(stories, seed), seed=seed, reader=reader, progress=progress, observer=observer,
         drift=drift_stories(max(2, stories // 2), seed) if parts.drift else (), drift_sources=(*found, RENDERS),
+        cuts=cuts,
     )  # fmt: skip
     pairs = list(pairwise(found)) + ([(found[0], found[-1])] if len(found) > 2 else [])
     report = with_changes(report, [compare(report, GAIN, before, after) for before, after in pairs])
