@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from data_videos import describe, film
+from safetensors.torch import load_file
 
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
@@ -114,6 +115,19 @@ def test_a_distillation_step_runs_on_videos(data: VideoLatents, tiny: VideoModel
     text = CachedText(data).eval().requires_grad_(False)
     stage = IntraStage(recipe, generator, fake, real, text, data, data, tiny.codec)  # type: ignore[arg-type]
     assert np.isfinite(stage.step(0, 1.0)["generator_loss"])
+
+
+def test_several_stories_of_one_video_are_told_apart(tmp_path: Path, tiny: VideoModel) -> None:
+    film(tmp_path, 1, (20, 17, 18))
+    prepare(tmp_path, tmp_path / "out", tiny, PrepareOptions(frames=9, caption="a day.", max_shots=2))
+    data = VideoLatents(tmp_path / "out")
+    assert [data.shots(story) for story in range(len(data))] == [2, 1]
+    tensors = load_file(next((tmp_path / "out" / "stories").iterdir()))
+    assert torch.equal(data.clip(1, 0, 3), tensors["clip.2"].float())
+    assert torch.equal(data.single(1, 0, 1), tensors["singles.2"][1].float())
+    assert data.captions(0, [1], None) == ["a day.shot1:a day."]
+    assert data.captions(1, [0], None) == data.captions(0, [0], None)  # every story counts from 0
+    torch.testing.assert_close(CachedText(data).encode(data.captions(0, [1], None))[0, :7], tensors["text.1"][:7])
 
 
 def test_folders_of_different_models_do_not_mix(data: VideoLatents, tmp_path: Path) -> None:

@@ -213,6 +213,16 @@ def test_what_cannot_be_used_is_reported_and_left_out(films: list[Filmed], tiny:
     assert given.refused[0].reason.startswith("no intervals of its shots are given")
 
 
+def test_a_described_end_behind_the_last_frame_is_noticed_though_no_frame_there_is_read(
+    tiny: VideoModel, tmp_path: Path
+) -> None:
+    path = write_mp4(tmp_path / "six.mp4", numbered(63))
+    shots = [{"interval": [n, n + 10]} for n in range(0, 50, 10)] + [{"interval": [50, 64]}]
+    path.with_suffix(".json").write_text(json.dumps({"global_caption": "numbers.", "shots": shots}))
+    report = run(path, tmp_path / "out", tiny, PrepareOptions(frames=9))
+    assert report.refused[0].reason == "it ends after 63 frames, but its last shot should reach frame 64"
+
+
 def test_shots_without_a_caption_read_the_global_one(films: list[Filmed], tiny: VideoModel, tmp_path: Path) -> None:
     path = tmp_path / "some.mp4"
     path.write_bytes(films[2].path.read_bytes())
