@@ -108,7 +108,7 @@ def test_looked_up_captions_are_those_of_the_text_encoder(data: VideoLatents, ti
 
 
 def test_a_distillation_step_runs_on_videos(data: VideoLatents, tiny: VideoModel) -> None:
-    recipe = DmdRecipe(steps=2, batch=2, frames=3, ratio=2, bf16=False)
+    recipe = DmdRecipe(steps=2, batch=2, frames=3, ratio=2)
     torch.manual_seed(0)
     generator, fake, real = (Transformer(MODEL) for _ in range(3))
     assert isinstance(tiny.codec, TinyVAE)
