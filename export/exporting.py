@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import msgspec
 import torch
 from filelock import FileLock
 
 from shotstream.export.graphs.spec import OPSET, SCRATCH, GraphSpec, write_graph
-from shotstream.export.manifest import MANIFEST, Manifest, Source, check_files, read_manifest, write_manifest
+from shotstream.export.manifest import (
+    MANIFEST,
+    Manifest,
+    Source,
+    check_files,
+    plain_config,
+    read_manifest,
+    write_manifest,
+)
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.plugins import ModelParts
 
@@ -26,7 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_PACKAGES = ("torch", "onnx", "onnxscript", "shotstream")
 
 
 class Tell(Protocol):
@@ -46,14 +52,46 @@ def dtype_of(precision: str) -> torch.dtype:
 
 def source_of(parts: ModelParts, precision: str, opset: int = OPSET) -> Source:
     """What graphs of a model are made of."""
-    versions = {}
-    for package in _PACKAGES:
+    return Source(
+        parts.name,
+        parts.weights_hash,
+        plain_config(parts.config),
+        parts.latent_shape,
+        precision,
+        opset,
+        versions_of(("torch", "onnx", "onnxscript", "shotstream")),
+    )
+
+
+def versions_of(packages: Sequence[str]) -> dict[str, str]:
+    """By name; "missing" for one that is not installed."""
+    found = {}
+    for package in packages:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = "missing"
-    config = asdict(parts.config)
-    return Source(parts.name, parts.weights_hash, config, parts.latent_shape, precision, opset, versions)
+            found[package] = "missing"
+    return found
+
+
+def check_weights(folder: Path, source: Source, parts: ModelParts) -> None:
+    """UserError if an export is of other weights than a model has, or for latents of another size."""
+    again = "export again, into another folder"
+    if source.latent_shape != parts.latent_shape:
+        raise UserError(
+            f"{folder} is an export for latents of {source.latent_shape}, and those of '{parts.name}' are "
+            f"{parts.latent_shape}; {again}"
+        )
+    if source.weights_hash != parts.weights_hash:
+        raise UserError(
+            f"{folder} is an export of other weights of '{parts.name}' ({source.weights_hash[:12]}) than are loaded "
+            f"({parts.weights_hash[:12]}); {again}"
+        )
+
+
+def cache_folder() -> Path:
+    """Where exports lie that nobody gave a folder for; any of them may be deleted."""
+    return Path.home() / ".cache" / "shotstream" / "onnx"
 
 
 def export_graphs(
@@ -61,17 +99,17 @@ def export_graphs(
 ) -> Manifest:
     """Make the graphs that are not there yet, ``folder/NAME.onnx`` each, and return the manifest of all.
 
-    specs: by graph name, each made only when its turn comes. Raises UserError when the
-    folder holds graphs of something else, or cannot be written.
+    specs: by graph name, each made only when its turn comes. Raises UserError when the folder holds graphs of something
+    else, or cannot be written.
     """
     with locked(folder):
         for left in folder.glob(f"{SCRATCH}*"):
             shutil.rmtree(left, ignore_errors=True)
         manifest = _begin(folder, source)
         missing = [name for name in specs if not _intact(folder, manifest, name)]
-        for name in missing:
+        for done, name in enumerate(missing, start=len(specs) - len(missing)):
             if tell is not None:
-                tell(name, len(specs) - len(missing) + missing.index(name), len(specs))
+                tell(name, done, len(specs))
             graph = write_graph(specs[name](), folder, f"{name}.onnx", source.opset)
             manifest = manifest.with_graph(name, graph)
             write_manifest(folder, manifest)
@@ -106,17 +144,8 @@ def _begin(folder: Path, source: Source) -> Manifest:
 
 
 def _differences(there: Source, wanted: Source) -> list[str]:
-    a, b = plain(there), plain(wanted)
-    return [
-        field.name.replace("_", " ")
-        for field in fields(Source)
-        if field.name != "versions" and a[field.name] != b[field.name]
-    ]
-
-
-def plain(source: Source) -> dict[str, Any]:
-    """As json has it, so that a source that was read equals one that was made."""
-    return msgspec.json.decode(msgspec.json.encode(source))
+    names = (field.name for field in fields(Source) if field.name != "versions")
+    return [name.replace("_", " ") for name in names if getattr(there, name) != getattr(wanted, name)]
 
 
 def _intact(folder: Path, manifest: Manifest, name: str) -> bool:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from shotstream.export.files import hash_of, json_of, writing
+from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -43,8 +45,8 @@ class Graph:
 class Source:
     """What graphs were made of; graphs of two different sources never lie in one folder.
 
-    weights_hash: as of `ModelParts`. config: the transformer's configuration. precision: float32, float16, bfloat16 or
-    float8. versions: of the packages that made them.
+    weights_hash: as of `ModelParts`. config: the transformer's, as of `plain_config`. precision: float32, float16,
+    bfloat16, float8 or int8. versions: of the packages that made them.
     """
 
     model: str
@@ -54,6 +56,12 @@ class Source:
     precision: str
     opset: int
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """Name for a folder of its graphs among those of others: what differs in anything lies elsewhere."""
+        digest = hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+        return f"{self.model}-{self.precision}-{digest[:16]}"
 
 
 @dataclass(frozen=True)
@@ -77,17 +85,21 @@ class Manifest:
         return self.graphs[name]
 
 
+def plain_config(config: DiTConfig) -> dict[str, Any]:
+    """As json has it, so that a source that was read equals one that was made."""
+    made: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(asdict(config)))
+    return made
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the folder's manifest in one move."""
     scratch = folder / f".{MANIFEST}.{os.getpid()}"
-    try:
-        scratch.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
-        scratch.replace(folder / MANIFEST)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {folder / MANIFEST}: {error.strerror}; free some space or choose another folder"
-        ) from error
+    with writing(folder / MANIFEST):
+        try:
+            scratch.write_bytes(json_of(manifest))
+            scratch.replace(folder / MANIFEST)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -123,9 +135,3 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str] | None = 
                     f"{path} of graph '{name}' is not the file that was exported; export again into this folder to "
                     f"make it anew"
                 )
-
-
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,16 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shotstream.export.exporting import PRECISIONS
+from shotstream.export.exporting import PRECISIONS, check_weights
 from shotstream.export.graphs.contents import DECODER, graph_specs
 from shotstream.export.graphs.segments import CAPTIONS, FRAMES, example_inputs, most_frames
 from shotstream.export.graphs.spec import GraphSpec
 from shotstream.export.graphs.step_in_place import CONTEXT_IN_PLACE, STEP_IN_PLACE
-from shotstream.export.manifest import Manifest, Source, check_files
+from shotstream.export.manifest import Manifest, check_files
 from shotstream.export.onnx_runtime.runner import OnnxRunner, SessionSettings
 from shotstream.export.segments.cut import signatures
 from shotstream.runtime.engine import EagerEngine, Engine, ShotContext
-from shotstream.runtime.errors import UserError
 from shotstream.runtime.parity.report import Row, relative_error
 from shotstream.runtime.plugins import EngineRequest, ModelParts
 
@@ -38,7 +37,7 @@ def check_graphs(
     UserError for graphs of other weights, and for files that are missing or changed.
     """
     source = manifest.source
-    check_source(folder, source, parts)
+    check_weights(folder, source, parts)
     check_files(folder, manifest)
     if source.precision not in TOLERANCES:
         for name in manifest.graphs:
@@ -88,12 +87,6 @@ def _shot(engine: Engine, parts: ModelParts, chunks: int) -> list[Tensor]:
         made.append(engine.denoise(state, start, draw(*chunk), lambda _: draw(*chunk)))
         engine.clean(state, start, made[-1])
     return made
-
-
-def check_source(folder: Path, source: Source, parts: ModelParts) -> None:
-    """UserError if graphs were made of other weights."""
-    if (source.weights_hash, source.latent_shape) != (parts.weights_hash, parts.latent_shape):
-        raise UserError(f"the graphs in {folder} were made of other weights than '{parts.name}' has; export them again")
 
 
 def _tolerance(name: str, precision: str) -> float:

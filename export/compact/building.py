@@ -10,11 +10,9 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -28,14 +26,15 @@ from shotstream.export.compact.loading import (
     Form,
     decoder_hash,
     eight_bit,
-    plain_config,
 )
+from shotstream.export.exporting import versions_of
+from shotstream.export.files import hash_of, json_of, writing
 from shotstream.export.graphs.decoder_stream import STEP
 from shotstream.export.graphs.decoders import decoder_specs
 from shotstream.export.graphs.segments import segment_spec
 from shotstream.export.graphs.spec import write_graph
 from shotstream.export.graphs.tiny_vae import TinyVAEGraph
-from shotstream.export.manifest import Graph, hash_of
+from shotstream.export.manifest import Graph, plain_config
 from shotstream.export.onnx_runtime.int8 import quantise_graph
 from shotstream.export.onnx_runtime.int8_decoder import quantise_step
 from shotstream.export.segments.cut import TEXT, cut, middle, signatures
@@ -61,7 +60,7 @@ def build_compact(parts: ModelParts, folder: Path, tell: Callable[[str], None] =
     others = {middle(layer) for layer in range(1, config.layers - 1)}
     names = {MIDDLE if name == middle(0) else name: name for name in signatures(config) if name not in others}
     modules = cut(scrambled(parts.transformer), parts.latent_shape)
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".compact-", dir=folder) as scratch:
             segments = {}
@@ -82,11 +81,9 @@ def build_compact(parts: ModelParts, folder: Path, tell: Callable[[str], None] =
             segments,
             step,
             decoder_hash(graph),
-            {package: version(package) for package in _PACKAGES},
+            versions_of(_PACKAGES),
         )
-        (folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(compact), indent=1) + b"\n")
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror or error}; free some space") from error
+        (folder / FILE).write_bytes(json_of(compact))
     return compact
 
 

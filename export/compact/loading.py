@@ -7,7 +7,7 @@ made by `compact.building`; those of `tiny` are part of the package.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
@@ -17,12 +17,12 @@ import msgspec
 import numpy as np
 from torch import Tensor, nn
 
+from shotstream.export.files import hash_of
 from shotstream.export.graphs.decoder_stream import STEP
 from shotstream.export.graphs.tiny_vae import TinyVAEGraph
-from shotstream.export.manifest import Port, hash_of
+from shotstream.export.manifest import Port, plain_config
 from shotstream.export.onnx_runtime.runner import LoadedGraph, SessionRunner, SessionSettings, load_graph
 from shotstream.export.segments.cut import cut, middle, signatures
-from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.plugins import ModelParts
@@ -121,12 +121,6 @@ def read_compact(folder: Path) -> Compact:
     return found
 
 
-def plain_config(config: DiTConfig) -> dict[str, Any]:
-    """As json has it."""
-    made: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(asdict(config)))
-    return made
-
-
 def decoder_hash(graph: TinyVAEGraph) -> str:
     """Of all that the graph reads."""
     return hash_weights({"decoder": graph})
@@ -134,7 +128,7 @@ def decoder_hash(graph: TinyVAEGraph) -> str:
 
 def segment_runner(folder: Path, compact: Compact, parts: ModelParts, settings: SessionSettings) -> SessionRunner:
     """The segments with a model's weights in float32. DoesNotFit if the model has other sizes."""
-    if compact.config != plain_config(parts.config) or compact.latent_shape != tuple(parts.latent_shape):
+    if compact.config != plain_config(parts.config) or compact.latent_shape != parts.latent_shape:
         raise DoesNotFit(
             f"the graphs in {folder} are of other sizes than '{parts.name}' has; build them anew with: shotstream "
             f"export compact --out {folder}"

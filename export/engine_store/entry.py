@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 from filelock import Timeout
 
-from shotstream.export.manifest import hash_of
+from shotstream.export.files import hash_of
 from shotstream.runtime.errors import UserError
 
 PLAN, KEY = "engine.plan", "key.json"
@@ -126,4 +126,4 @@ def sentences(place: Path) -> Iterator[None]:
         said = error.strerror or str(error)
         raise UserError(
             f"the engine store cannot use {place}: {said}; free some space or choose another --store"
-        ) from (error)
+        ) from error

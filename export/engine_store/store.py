@@ -16,9 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-import msgspec
 from filelock import FileLock, Timeout
 
 from shotstream.export.engine_store.entry import (
@@ -34,7 +32,7 @@ from shotstream.export.engine_store.entry import (
     sentences,
     whole,
 )
-from shotstream.export.manifest import hash_of
+from shotstream.export.files import hash_of, json_of
 from shotstream.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -142,7 +140,8 @@ class EngineStore:
             with sentences(self.root):
                 facts = build(plan)
                 built = Built(hash_of(plan), plan.stat().st_size, at=time.time(), **facts)
-                _write_json(scratch / KEY, {"format": FORMAT, "key": key, "built": built})
+                (scratch / KEY).write_bytes(json_of({"format": FORMAT, "key": key, "built": built}))
+                _flush(scratch / KEY)
                 _flush(plan)
                 self.remove(key.folder)
                 scratch.rename(self.root / key.folder)
@@ -216,11 +215,6 @@ class EngineStore:
 def default_store() -> Path:
     """Where engines lie if nobody says otherwise."""
     return Path.home() / ".cache" / "shotstream" / "engines"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
-    _flush(path)
 
 
 def _flush(path: Path) -> None:

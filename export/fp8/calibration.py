@@ -6,7 +6,7 @@ Both are found by playing shots with the segments in torch, on a CPU if need be;
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shotstream.export.files import json_of, writing
 from shotstream.export.fp8.emulation import emulated, places, watched
 from shotstream.export.fp8.products import PRODUCTS, Product, eight_bit_products
 from shotstream.runtime.config import DiTConfig
@@ -153,12 +154,13 @@ def shots_of(story: Path | None = None, count: int = 2) -> Shots:
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Into the folder of the graphs that were made with it."""
-    (folder / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(asdict(report)), indent=1) + b"\n")
+    """Into the folder of the graphs that are made with it. UserError if that cannot be written."""
+    with writing(folder / REPORT):
+        (folder / REPORT).write_bytes(json_of(report))
 
 
 def read_report(folder: Path) -> Report | None:
-    """None if there is none."""
+    """The report in a folder; None if there is none. UserError if it cannot be read."""
     try:
         return msgspec.json.decode((folder / REPORT).read_bytes(), type=Report)
     except FileNotFoundError:

@@ -10,10 +10,11 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from shotstream.export.exporting import locked, plain
+from shotstream.export.exporting import locked
+from shotstream.export.files import hash_of, writing
 from shotstream.export.fp8.calibration import Report, read_report, write_report
 from shotstream.export.fp8.products import FP8_FOLDER, products_of, quantise_graph
-from shotstream.export.manifest import MANIFEST, Graph, Manifest, check_files, hash_of, read_manifest, write_manifest
+from shotstream.export.manifest import MANIFEST, Graph, Manifest, check_files, read_manifest, write_manifest
 from shotstream.export.segments.cut import signatures
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
@@ -54,13 +55,10 @@ def _begin(target: Path, manifest: Manifest, report: Report) -> Manifest:
     source = replace(manifest.source, precision=FP8_FOLDER, versions=versions)
     if (target / MANIFEST).exists() and read_report(target) == report:
         there = read_manifest(target)
-        if plain(there.source) == plain(source):
+        if there.source == source:
             return there
     (target / MANIFEST).unlink(missing_ok=True)
-    try:
-        write_report(target, report)
-    except OSError as error:
-        raise UserError(f"cannot write in {target}: {error.strerror}; free some space and run it again") from error
+    write_report(target, report)
     return Manifest(source)
 
 
@@ -74,7 +72,7 @@ def _whole(target: Path, made: Manifest, name: str) -> bool:
 
 def _write(folder: Path, target: Path, graph: Graph, rounded: dict[str, float]) -> Graph:
     """One graph, rounded or as it is."""
-    try:
+    with writing(target / graph.file):
         (target / graph.file).parent.mkdir(parents=True, exist_ok=True)
         if rounded:
             quantise_graph(folder / graph.file, target / graph.file, rounded)
@@ -83,10 +81,6 @@ def _write(folder: Path, target: Path, graph: Graph, rounded: dict[str, float]) 
             files = list(graph.sha256)
             for file in files:
                 _same(folder / file, target / file)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {target / graph.file}: {error.strerror}; free some space and run it again"
-        ) from (error)
     return replace(graph, sha256={file: hash_of(target / file) for file in files})
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from shotstream.export.manifest import Graph, Port, hash_of
-from shotstream.runtime.errors import UserError
+from shotstream.export.files import hash_of, writing
+from shotstream.export.manifest import Graph, Port
 from shotstream.runtime.optional import require
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def write_graph(spec: GraphSpec, folder: Path, file: str, opset: int = OPSET) ->
         program = _program(spec, opset)
     with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
         made = Path(scratch) / target.name
-        try:
+        with writing(target):
             program.save(str(made), external_data=_weight_bytes(program) > _INLINE_BYTES)
             files = sorted(Path(scratch).iterdir())
             hashes = {str(Path(file).parent / path.name): hash_of(path) for path in files}
@@ -68,10 +68,6 @@ def write_graph(spec: GraphSpec, folder: Path, file: str, opset: int = OPSET) ->
                 if path != made:
                     shutil.move(path, target.parent / path.name)
             shutil.move(made, target)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {target}: {error.strerror or error}; free some space and run it again"
-            ) from error
     return Graph(file, hashes, *_ports(spec, program))
 
 

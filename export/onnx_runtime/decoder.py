@@ -6,26 +6,22 @@ The graphs are exported when the first latents show how large they are, once, in
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
 from shotstream.export.compact.loading import DoesNotFit, decoder_runner, read_compact, shipped
-from shotstream.export.exporting import export_graphs
+from shotstream.export.exporting import cache_folder, export_graphs, versions_of
 from shotstream.export.graphs.decoder_stream import FIRST, FRAMES, LATENT, NEXT, STEP
 from shotstream.export.graphs.decoders import decoder_name, decoder_specs, latent_channels
 from shotstream.export.graphs.spec import OPSET
 from shotstream.export.manifest import Port, Source
-from shotstream.export.onnx_runtime.engine import cache_folder
-from shotstream.export.onnx_runtime.int8 import INT8
+from shotstream.export.onnx_runtime.int8 import INT8, eight_bit_source
 from shotstream.export.onnx_runtime.int8_decoder import quantise_decoder
 from shotstream.export.onnx_runtime.runner import OnnxRunner, SessionRunner, SessionSettings, check_provider
 from shotstream.runtime.decoders.common import TIME_FACTOR, check_latents
@@ -149,17 +145,16 @@ class _Graphs:
             return ready
         specs = decoder_specs(decoder, size)
         source = _source(decoder, size)
-        folder = cache / _key(source)
+        folder = cache / source.folder
 
         def tell(name: str, done: int, total: int) -> None:
             log.info("making the ONNX graph %s of %s, once; it is kept in %s", name, source.model, folder)
 
         graphs = export_graphs(folder, source, specs, tell).graphs
         if precision == INT8:
-            versions = {**source.versions, "onnxruntime": version("onnxruntime")}
-            source = replace(source, precision=INT8, versions=versions)
-            graphs = quantise_decoder(folder, cache / _key(source), source).graphs
-            folder = cache / _key(source)
+            eight_bit = eight_bit_source(source)
+            target = cache / eight_bit.folder
+            graphs, folder = quantise_decoder(folder, target, eight_bit).graphs, target
         ports = {name: (graphs[name].inputs, graphs[name].outputs) for name in specs}
         return cls(OnnxRunner(folder, list(specs), settings), ports, settings)
 
@@ -204,14 +199,7 @@ class _Graphs:
         return frames
 
 
-def _key(source: Source) -> str:
-    """Name of an export's folder: what differs in anything lies elsewhere."""
-    digest = hashlib.sha256(msgspec.json.encode(source, order="deterministic")).hexdigest()
-    return f"{source.model}-{source.precision}-{digest[:16]}"
-
-
 def _source(decoder: Any, size: tuple[int, int]) -> Source:
-    packages = ("torch", "onnx", "onnxscript")
     dtype = next(decoder.parameters()).dtype
     return Source(
         model=decoder_name(decoder),
@@ -220,5 +208,5 @@ def _source(decoder: Any, size: tuple[int, int]) -> Source:
         latent_shape=(latent_channels(decoder), *size),
         precision=_PRECISIONS[dtype],
         opset=OPSET,
-        versions={package: version(package) for package in packages},
+        versions=versions_of(("torch", "onnx", "onnxscript")),
     )

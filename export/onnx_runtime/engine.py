@@ -6,23 +6,20 @@ precisions it exports the segments itself, once, into the user's cache folder.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
-import msgspec
 import torch
 
 from shotstream.export.compact.loading import DoesNotFit, read_compact, segment_runner, shipped
-from shotstream.export.exporting import PRECISIONS, export_graphs, plain, source_of
+from shotstream.export.exporting import PRECISIONS, cache_folder, check_weights, dtype_of, export_graphs, source_of
 from shotstream.export.graphs.contents import SEGMENTS, Specs, graph_specs
 from shotstream.export.graphs.step import STEP, step_spec
-from shotstream.export.manifest import Manifest, Source, read_manifest
-from shotstream.export.onnx_runtime.int8 import INT8, holds, quantise_export
+from shotstream.export.manifest import Manifest, plain_config, read_manifest
+from shotstream.export.onnx_runtime.int8 import INT8, eight_bit_source, holds, quantise_export
 from shotstream.export.onnx_runtime.runner import OnnxRunner, SessionRunner, SessionSettings, check_provider
 from shotstream.export.segments.cut import TEXT, signatures
 from shotstream.export.segments.engine import SegmentOptions, segment_engine
@@ -99,19 +96,14 @@ def _from_package(parts: ModelParts, settings: SessionSettings) -> SessionRunner
 
 def check_source(folder: Path, manifest: Manifest, parts: ModelParts, precision: str | None = None) -> None:
     """UserError if an export is not of this model and these weights, or (given one) of another precision."""
-    there, again = plain(manifest.source), "export again, into another folder"
-    here = plain(source_of(parts, "float32"))
-    if there["model"] != parts.name:
-        raise UserError(f"{folder} is an export of the model '{there['model']}', not of '{parts.name}'; {again}")
-    if any(there[what] != here[what] for what in ("config", "latent_shape")):
+    source, again = manifest.source, "export again, into another folder"
+    if source.model != parts.name:
+        raise UserError(f"{folder} is an export of the model '{source.model}', not of '{parts.name}'; {again}")
+    if (source.config, source.latent_shape) != (plain_config(parts.config), parts.latent_shape):
         raise UserError(f"{folder} is an export of '{parts.name}' in other sizes than it has now; {again}")
-    if there["weights_hash"] != parts.weights_hash:
-        raise UserError(
-            f"{folder} is an export of other weights of '{parts.name}' ({there['weights_hash'][:12]}) than are loaded "
-            f"({parts.weights_hash[:12]}); {again}"
-        )
-    if precision is not None and there["precision"] != precision:
-        raise UserError(f"{folder} holds graphs in {there['precision']}, not in {precision}; {again}")
+    check_weights(folder, source, parts)
+    if precision is not None and source.precision != precision:
+        raise UserError(f"{folder} holds graphs in {source.precision}, not in {precision}; {again}")
 
 
 def own_export(request: EngineRequest, precision: str, names: Sequence[str]) -> Path:
@@ -122,36 +114,26 @@ def own_export(request: EngineRequest, precision: str, names: Sequence[str]) -> 
     """
     parts, root = request.parts, cache_folder()
     source = source_of(parts, "float32" if precision == INT8 else precision)
-    eight_bit = replace(source, precision=INT8, versions={**source.versions, "onnxruntime": version("onnxruntime")})
-    folder, target = root / _key(source), root / _key(eight_bit)
-    wanted, wanted_source = (target, eight_bit) if precision == INT8 else (folder, source)
-    if holds(wanted, wanted_source, names):
-        return wanted
-    request.say(f"making ONNX graphs of '{parts.name}' for the engine onnx, once; they are kept in {wanted}")
+    wanted = eight_bit_source(source) if precision == INT8 else source
+    target = root / wanted.folder
+    if holds(target, wanted, names):
+        return target
+    request.say(f"making ONNX graphs of '{parts.name}' for the engine onnx, once; they are kept in {target}")
 
     def tell(name: str, done: int, total: int) -> None:
         request.say(f"ONNX graphs of '{parts.name}': {done} of {total} ...")
 
-    export_graphs(folder, source, _specs(parts, PRECISIONS[source.precision], names), tell)
+    folder = root / source.folder
+    export_graphs(folder, source, _specs(parts, dtype_of(source.precision), names), tell)
     if precision == INT8:
-        quantise_export(folder, names, target, eight_bit, exact=[TEXT], tell=tell)
-    return wanted
+        quantise_export(folder, names, target, wanted, exact=[TEXT], tell=tell)
+    return target
 
 
 def _specs(parts: ModelParts, dtype: torch.dtype, names: Sequence[str]) -> Specs:
     found = graph_specs(parts, dtype, (SEGMENTS,))
     found[STEP] = partial(step_spec, parts.transformer, parts.latent_shape, dtype)
     return {name: found[name] for name in names}
-
-
-def cache_folder() -> Path:
-    """Where exports lie that nobody gave a folder for; any of them may be deleted."""
-    return Path.home() / ".cache" / "shotstream" / "onnx"
-
-
-def _key(source: Source) -> str:
-    digest = hashlib.sha256(msgspec.json.encode(source, order="deterministic")).hexdigest()
-    return f"{source.model}-{source.precision}-{digest[:16]}"
 
 
 def _precision(request: EngineRequest, wanted: str | None) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from shotstream.export.exporting import Tell, locked, plain
-from shotstream.export.manifest import Graph, Manifest, Source, check_files, hash_of, read_manifest, write_manifest
+from shotstream.export.exporting import Tell, locked
+from shotstream.export.files import hash_of, writing
+from shotstream.export.manifest import Graph, Manifest, Source, check_files, read_manifest, write_manifest
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.optional import require
 
@@ -20,12 +22,18 @@ INT8 = "int8"
 _PRODUCTS = ["MatMul", "Gemm"]
 
 
+def eight_bit_source(source: Source) -> Source:
+    """What eight-bit copies of an export's graphs are made of. UserError without ONNX Runtime, which makes them."""
+    ort = require("onnxruntime", "quantising graphs", "export")
+    return replace(source, precision=INT8, versions={**source.versions, "onnxruntime": ort.__version__})
+
+
 def quantise_export(
     folder: Path, names: Sequence[str], target: Path, source: Source, exact: Collection[str], tell: Tell | None = None
 ) -> None:
     """Write eight-bit copies of an export's graphs into `target`, unless they are there.
 
-    source: what they are of, with precision int8. exact: graphs that are copied as they are. Raises UserError when a
+    source: as of `eight_bit_source`. exact: graphs that are copied as they are. Raises UserError when a
     package is missing or the disk is full.
     """
     require("onnx", "quantising graphs", "export")
@@ -38,10 +46,8 @@ def quantise_export(
             if tell is not None:
                 tell(name, done, len(names))
             graph = manifest.graph(name)
-            try:
+            with writing(target):
                 made = made.with_graph(name, _copied(graph, folder, target, exact=name in exact))
-            except OSError as error:
-                raise UserError(f"cannot write into {target}: {error.strerror or error}; free some space") from error
         write_manifest(target, made)
 
 
@@ -52,7 +58,7 @@ def holds(folder: Path, source: Source, names: Sequence[str]) -> bool:
         check_files(folder, manifest, names)
     except UserError:
         return False
-    return plain(manifest.source) == plain(source)
+    return manifest.source == source
 
 
 def _copied(graph: Graph, folder: Path, target: Path, *, exact: bool) -> Graph:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shotstream.export.exporting import locked
+from shotstream.export.files import hash_of, writing
 from shotstream.export.graphs.decoder_stream import FIRST, FRAMES, LATENT, NEXT, STEP
-from shotstream.export.manifest import Graph, Manifest, Source, hash_of, read_manifest, write_manifest
+from shotstream.export.manifest import Graph, Manifest, Source, read_manifest, write_manifest
 from shotstream.export.onnx_runtime.int8 import holds
 from shotstream.runtime.errors import UserError
 
@@ -35,7 +36,7 @@ _LAST = 3
 def quantise_decoder(folder: Path, target: Path, source: Source) -> Manifest:
     """The step of the export in `folder` with eight-bit convolutions, in `target`, unless it is there already.
 
-    source: what it is of, with precision int8. UserError for decoders of two graphs, and when the disk is full.
+    source: as of `int8.eight_bit_source`. UserError for decoders of two graphs, and when the disk is full.
     """
     there = read_manifest(folder)
     if FIRST in there.graphs:
@@ -46,12 +47,10 @@ def quantise_decoder(folder: Path, target: Path, source: Source) -> Manifest:
         step = there.graph(STEP)
         with tempfile.TemporaryDirectory(dir=target, prefix=".int8-") as scratch:
             made = Path(scratch) / step.file
-            try:
+            with writing(target):
                 quantise_step(folder / step.file, made)
                 graph = Graph(step.file, {step.file: hash_of(made)}, step.inputs, step.outputs)
                 made.replace(target / step.file)
-            except OSError as error:
-                raise UserError(f"cannot write into {target}: {error.strerror or error}; free some space") from error
         manifest = Manifest(source, {STEP: graph})
         write_manifest(target, manifest)
     return manifest

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from shotstream.export.engine_store.store import EngineStore, default_store
+from shotstream.export.exporting import check_weights
 from shotstream.export.fp8.products import FP8, FP8_FOLDER
 from shotstream.export.graphs.step import STEP, step_signature
 from shotstream.export.graphs.step_in_place import (
@@ -107,14 +108,7 @@ def _manifest(folder: Path, options: TrtOptions, request: EngineRequest) -> Mani
     if options.precision not in ("", FP8):
         raise UserError(f"precision of an engine is {FP8}, or as exported; not {options.precision!r}")
     manifest = read_manifest(folder / FP8_FOLDER if options.precision else folder)
-    source, parts = manifest.source, request.parts
-    if source.weights_hash != parts.weights_hash:
-        raise UserError(
-            f"{folder} is an export of other weights than those of '{parts.name}'; export them with: "
-            f"shotstream export onnx, into another folder"
-        )
-    if tuple(source.latent_shape) != tuple(parts.latent_shape):
-        raise UserError(f"{folder} is for latents of {source.latent_shape}, and these are {parts.latent_shape}")
+    check_weights(folder, manifest.source, request.parts)
     dtype = str(request.dtype).removeprefix("torch.")
     exported = manifest.graph(TEXT).inputs[0].dtype
     if exported != dtype:

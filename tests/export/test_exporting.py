@@ -18,7 +18,7 @@ from shotstream.export.graphs.spec import GraphSpec
 from shotstream.export.manifest import MANIFEST, Manifest, Source, check_files, read_manifest
 from shotstream.runtime.errors import UserError
 
-SOURCE = Source("toy", "ab12", {"dim": 4, "patch": (1, 2, 2)}, (4, 2, 2), "float32", 20, {"torch": "2"})
+SOURCE = Source("toy", "ab12", {"dim": 4, "patch": [1, 2, 2]}, (4, 2, 2), "float32", 20, {"torch": "2"})
 
 
 def spec(width: int = 4) -> GraphSpec:

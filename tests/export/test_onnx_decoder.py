@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,16 @@ def test_the_codec_of_tiny_is_ready_when_it_is_loaded(cache: Path, monkeypatch: 
     made = onnx_decoder.onnx_tiny_vae(ModelRequest(torch.device("cpu"), torch.float32))
     monkeypatch.setattr(onnx_decoder._Graphs, "of", lambda *_: pytest.fail("not ready"))
     assert made.decode(decoders.latents(4)).shape == (1, 25, 3, 32, 64)
+
+
+def test_without_the_exporter_the_pip_line_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(package: str) -> Any:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "distribution", lacking)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"'onnx', which is not installed; run: pip install shotstream\[export\]"):
+        OnnxDecoder(decoders.tiny_vae(), tmp_path).decode(decoders.latents(4))
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence(decoder: OnnxDecoder, cache: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,20 @@ def test_without_onnx_runtime_the_pip_line_is_given(onnx_runtime: MakeRuntime, m
         UserError, match=r"'onnxruntime', which is not installed; run: pip install shotstream\[export\]"
     ):
         onnx_runtime()
+
+
+def test_onnxruntime_may_be_the_package_for_gpus(onnx_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which the module has the same name, and no distribution is called onnxruntime."""
+    real = metadata.distribution
+
+    def distribution(package: str) -> Any:
+        if package == "onnxruntime":
+            raise metadata.PackageNotFoundError(package)
+        return real(package)
+
+    monkeypatch.setattr(metadata, "distribution", distribution)
+    for precision in ("float32", "int8"):
+        onnx_runtime(precision=precision)
 
 
 def _change(folder: Path, change: Callable[[Any], object]) -> None:

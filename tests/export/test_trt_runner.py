@@ -251,7 +251,7 @@ def test_engines_of_another_model_or_of_none_are_refused(
         make(store=str(tmp_path / "empty"))
     given = {"folder": str(small_export()), "store": str(store)}
     other = {"model_options": {"layers": 3, "shift": 2.0}, "weights_seed": 5, "engine_options": given}
-    with pytest.raises(UserError, match="is an export of other weights than those of 'small'"):
+    with pytest.raises(UserError, match="is an export of other weights of 'small'"):
         small_runtime(AsIfOnGpu(product), engine="tensorrt", **other)
 
 
