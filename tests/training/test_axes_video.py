@@ -27,7 +27,14 @@ from shotstream.training.evaluation.cuts import oracle_cuts
 from shotstream.training.evaluation.features import Vectors
 from shotstream.training.evaluation.sources import Frames, renders_of
 from shotstream.training.evaluation.video import Asked, AskedShot, check_readable, read_asked, read_frames
-from shotstream.training.evaluation.video_axes import Extractors, extractors_of, film_tallies, video_axes
+from shotstream.training.evaluation.video_axes import (
+    Extractors,
+    extractors_of,
+    film_tallies,
+    inter_shot,
+    intra_shot,
+    video_axes,
+)
 from shotstream.training.world import Story, sample_story
 
 pytest.importorskip("scenedetect")
@@ -127,6 +134,14 @@ def test_captions_that_are_swapped() -> None:
     two = film((RED, GREEN, 0), (BLUE, GREEN, 1))
     assert scores(two, "red", "blue")["prompt_following"] > 0.99
     assert scores(two, "blue", "red")["prompt_following"] < 0.5
+
+
+def test_frames_are_compared_with_the_first_and_the_one_before_and_shots_by_their_means() -> None:
+    one, other = np.array([[1, 0], [0, 1], [1, 0]], np.float32), np.array([[0, 1], [0.6, 0.8]], np.float32)
+    assert intra_shot([one, other]) == (pytest.approx((0 + 0) / 2 + (1 + 0) / 2 + 0.8), 3)
+    means = np.array([2, 1]) / 5**0.5, np.array([0.6, 1.8]) / 3.6**0.5
+    assert inter_shot([one, other]) == (pytest.approx(float(means[0] @ means[1])), 1)
+    assert inter_shot([one]) == (0, 0)
 
 
 def test_the_first_extractor_is_for_subjects_and_the_last_for_backgrounds() -> None:
