@@ -21,6 +21,7 @@ from shotstream.export.graphs.step import STEP
 from shotstream.export.graphs.step_in_place import CONTEXT_IN_PLACE, STEP_IN_PLACE
 from shotstream.export.manifest import Manifest, check_files
 from shotstream.export.segments.cut import TEXT, signatures
+from shotstream.export.segments.engine import NATIVE, OURS
 from shotstream.export.trt.build import BuildOrder, build_apart
 from shotstream.export.trt.keys import engine_key
 from shotstream.export.trt.product import RTX, Product, engine_targets
@@ -30,8 +31,9 @@ from shotstream.runtime.runtime import Runtime
 
 NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp8": "float8"}
 """Precisions as the command line has them, and as manifests have them."""
-OURS, NATIVE, PLUGIN = ATTENTIONS = ("ours", "native", "plugin")
-"""Whose attention: ours between segments, the product's own in a whole step, or our kernel as a plugin in that."""
+PLUGIN = "plugin"
+"""A third attention: our kernel as a plugin in the whole step."""
+ATTENTIONS = (OURS, NATIVE, PLUGIN)
 MIB = 2**20
 
 

@@ -63,6 +63,7 @@ def build(
     from shotstream.export.engine_store.store import EngineStore, default_store
     from shotstream.export.fp8.products import FP8_FOLDER
     from shotstream.export.manifest import read_manifest
+    from shotstream.export.segments.engine import OURS
     from shotstream.export.trt.product import PRODUCTS, check_targets, load_product, missing_to_build
 
     if target not in PRODUCTS:
@@ -77,7 +78,7 @@ def build(
     building.check_precision(source, manifest, precision)
     check_targets(product, targets, building.NAMES.get(precision or "", manifest.source.precision))
     names = building.chosen_graphs(manifest, product, attention, only)
-    if precision == "fp8" and attention != building.OURS:
+    if precision == "fp8" and attention != OURS:
         raise UserError("fp8 is for segments; leave --attention away")
     if precision == "fp8":
         choice = building.CalibrationChoice(model, weights, story, accept_loss)

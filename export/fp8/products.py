@@ -39,9 +39,9 @@ _BIASES = {
 }
 
 
-def eight_bit_products(config: DiTConfig, exact_blocks: int = 1, kinds: tuple[str, ...] = PRODUCTS) -> set[Product]:
-    """All products of these kinds but those of the blocks at either end."""
-    return {(block, kind) for block in range(exact_blocks, config.layers - exact_blocks) for kind in kinds}
+def eight_bit_products(config: DiTConfig, exact_blocks: int = 1) -> set[Product]:
+    """All products but those of the blocks at either end, so many each."""
+    return {(block, kind) for block in range(exact_blocks, config.layers - exact_blocks) for kind in PRODUCTS}
 
 
 def products_of(segment: str, config: DiTConfig) -> dict[str, Product]:

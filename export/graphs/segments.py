@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from shotstream.export.graphs.spec import GraphSpec
-from shotstream.export.segments.cut import HEAD, TEXT, cut, signatures
+from shotstream.export.segments.cut import HEAD, TEXT, signatures
 from shotstream.runtime.config import DiTConfig
 
 FRAMES, CAPTIONS = "frames", "captions"
@@ -20,18 +18,10 @@ def most_frames(config: DiTConfig) -> int:
     return max(config.context_frames, 2 * config.chunk_frames)
 
 
-def segment_specs(
-    model: Any, latent_shape: tuple[int, int, int], dtype: torch.dtype = torch.float32
-) -> dict[str, GraphSpec]:
-    """Every segment by name. The model's parameters must have the dtype already."""
-    modules = cut(model, latent_shape)
-    return {name: segment_spec(name, module, model.config, latent_shape, dtype) for name, module in modules.items()}
-
-
 def segment_spec(
     name: str, module: nn.Module, config: DiTConfig, latent_shape: tuple[int, int, int], dtype: torch.dtype
 ) -> GraphSpec:
-    """One of the modules of `segments.cut.cut`."""
+    """One of the modules of `segments.cut.cut`, whose parameters have the dtype already."""
     inputs = example_inputs(config, latent_shape, name, dtype)
     outputs = signatures(config)[name].outputs
     if name == TEXT:

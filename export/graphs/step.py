@@ -120,19 +120,6 @@ def step_spec(model: Any, latent_shape: tuple[int, int, int], dtype: torch.dtype
     )
 
 
-def step_profiles(spec: GraphSpec) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """Least, usual and largest shape of every input with free sizes, as an engine's builder wants them."""
-
-    def shape(name: str, bound: int) -> tuple[int, ...]:
-        sizes = list(spec.inputs[name].shape)
-        for axis, text in spec.dynamic[name].items():
-            times, _, dim = text.rpartition("*")
-            sizes[axis] = int(times or 1) * spec.ranges[dim][bound]
-        return tuple(sizes)
-
-    return {name: (shape(name, 0), tuple(spec.inputs[name].shape), shape(name, 1)) for name in spec.dynamic}
-
-
 def example_step_inputs(
     config: DiTConfig,
     latent_shape: tuple[int, int, int],

@@ -22,7 +22,7 @@ from shotstream.export.manifest import Manifest, plain_config, read_manifest
 from shotstream.export.onnx_runtime.int8 import INT8, eight_bit_source, holds, quantise_export
 from shotstream.export.onnx_runtime.runner import OnnxRunner, SessionRunner, SessionSettings, check_provider
 from shotstream.export.segments.cut import TEXT, signatures
-from shotstream.export.segments.engine import SegmentOptions, segment_engine
+from shotstream.export.segments.engine import NATIVE, OURS, SegmentOptions, segment_engine
 from shotstream.export.segments.whole_step import native_engine
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.graph.engine import GraphEngine
@@ -32,7 +32,6 @@ from shotstream.runtime.plugins import EngineRequest, ModelParts
 log = logging.getLogger(__name__)
 
 NAME = "onnx"
-OURS, NATIVE = ATTENTIONS = ("ours", "native")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class OnnxOptions(SegmentOptions):
             raise UserError(f"the precision of the engine 'onnx' is {', '.join(PRECISIONS)} or int8")
         if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
             raise UserError(f"the threads of the engine 'onnx' are a whole number from 1 on, not {self.threads!r}")
-        if self.attention not in ATTENTIONS:
+        if self.attention not in (OURS, NATIVE):
             raise UserError(f"the attention of the engine 'onnx' is ours or native, not {self.attention!r}")
 
 

@@ -15,6 +15,9 @@ from shotstream.runtime.graph.ops import TorchOps
 from shotstream.runtime.model.attention import sdpa
 from shotstream.runtime.plugins import EngineRequest
 
+OURS, NATIVE = "ours", "native"
+"""Whose attention: ours, between segments, or that of whoever executes, in the whole step."""
+
 
 @dataclass(frozen=True)
 class SegmentOptions:

@@ -16,7 +16,7 @@ from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.graph.engine import GraphEngine, GraphOptions
 from shotstream.runtime.graph.ops import CacheWriter
-from shotstream.runtime.graph.passes import PassInput
+from shotstream.runtime.graph.passes import PassInput, Span
 from shotstream.runtime.model.transformer import TextKV, sinusoid
 from shotstream.runtime.plugins import EngineRequest
 
@@ -61,32 +61,40 @@ class NativeStep:
             raise UserError("the whole-step graph reads keys and values in the model's dtype; choose fp8 none")
         flows, begin = [], 0
         for span in given.spans:
-            end = begin + span.frames
-            flow_FCHW = self._call(given, begin, end, span.filled)
+            flow_FCHW = self._call(given, span, begin)
             flows.append(flow_FCHW[max(given.remembered - begin, 0) :].clone())
-            begin = end
+            begin += span.frames
         return None if given.remembered == begin else torch.cat(flows)[None]
 
-    def _call(self, given: PassInput, begin: int, end: int, visible: int) -> Tensor:
-        """Flow of frames `begin` to `end`, which see the first `visible` slots, their own among them."""
+    def _call(self, given: PassInput, span: Span, begin: int) -> Tensor:
+        """Flow ``[F, C, H, W]`` of a span, which begins with frame `begin` of the pass."""
         tokens = self.tokens_per_frame
-        slots = _slots(given.writers[0], begin * tokens, end * tokens)
-        caption_F = given.caption_index_F
-        if caption_F is None:
-            caption_F = torch.zeros(given.z_BFCHW.shape[1], dtype=torch.int64, device=given.z_BFCHW.device)
-        time_FW = sinusoid(given.t_BF[0, begin:end], self.config.freq_dim).float()
-        table = [part[0, begin * tokens : end * tokens, 0] for part in given.table]
+        slots = _slots(given.writers[0], begin * tokens, (begin + span.frames) * tokens)
         layers = [
             part
             for text_kv, writer in zip(given.text_kv, given.writers, strict=True)
-            for part in (*text_kv, _others(writer.k_BSHK, slots, visible), _others(writer.v_BSHK, slots, visible))
+            for part in (
+                *text_kv,
+                _others(writer.k_BSHK, slots, span.filled),
+                _others(writer.v_BSHK, slots, span.filled),
+            )
         ]
-        inputs = (given.z_BFCHW[0, begin:end], time_FW, *table, caption_F[begin:end], *layers)
-        flow_FCHW, *new = self.runner(STEP, inputs)
+        flow_FCHW, *new = self.runner(STEP, (*self._frames(given, span, begin), *layers))
         for layer, writer in enumerate(given.writers):
             writer.k_BSHK[0, slots].copy_(new[2 * layer])
             writer.v_BSHK[0, slots].copy_(new[2 * layer + 1])
         return flow_FCHW
+
+    def _frames(self, given: PassInput, span: Span, begin: int) -> tuple[Tensor, ...]:
+        """What the graphs read of a span's frames and not of a layer: `graphs.step.COMMON`."""
+        tokens, end = self.tokens_per_frame, begin + span.frames
+        time_FW = sinusoid(given.t_BF[0, begin:end], self.config.freq_dim).float()
+        table = [part[0, begin * tokens : end * tokens, 0] for part in given.table]
+        if given.caption_index_F is None:
+            caption_F = torch.zeros(span.frames, dtype=torch.int64, device=given.z_BFCHW.device)
+        else:
+            caption_F = given.caption_index_F[begin:end]
+        return (given.z_BFCHW[0, begin:end], time_FW, *table, caption_F)
 
 
 class NativeInPlace(NativeStep):
@@ -96,45 +104,27 @@ class NativeInPlace(NativeStep):
 
     heads_first = True
 
-    def _call(self, given: PassInput, begin: int, end: int, visible: int) -> Tensor:
-        tokens, writer, frames = self.tokens_per_frame, given.writers[0], end - begin
-        name, captions = (STEP_IN_PLACE, 1) if frames == self.config.chunk_frames else (CONTEXT_IN_PLACE, frames)
-        span = next(span for span, first in zip(given.spans, _firsts(given), strict=True) if first == begin)
-        device = given.z_BFCHW.device
-        caption_F = given.caption_index_F
-        if caption_F is None:
-            caption_F = torch.zeros(given.z_BFCHW.shape[1], dtype=torch.int64, device=device)
-        time_FW = sinusoid(given.t_BF[0, begin:end], self.config.freq_dim).float()
-        table = [part[0, begin * tokens : end * tokens, 0] for part in given.table]
+    def _call(self, given: PassInput, span: Span, begin: int) -> Tensor:
+        chunk = span.frames == self.config.chunk_frames
+        name, captions = (STEP_IN_PLACE, 1) if chunk else (CONTEXT_IN_PLACE, span.frames)
         caches = [buffer.transpose(1, 2) for each in given.writers for buffer in (each.k_BSHK, each.v_BSHK)]
         layers = []
         for layer, text_kv in enumerate(given.text_kv):
             layers += [*(_padded(part, captions) for part in text_kv), *caches[2 * layer : 2 * layer + 2]]
-        places = (_wrapped(writer, begin * tokens), span.length_1)
-        flow_FCHW, *left = self.runner(
-            name, (given.z_BFCHW[0, begin:end], time_FW, *table, caption_F[begin:end], *places, *layers)
-        )
+        slot_1 = _wrapped(given.writers[0], begin * self.tokens_per_frame)
+        flow_FCHW, *left = self.runner(name, (*self._frames(given, span, begin), slot_1, span.length_1, *layers))
         for cache, after in zip(caches, left, strict=True):
             if after.data_ptr() != cache.data_ptr():  # an executor that does not bind both to one address
                 cache.copy_(after)
         return flow_FCHW
 
 
-def _firsts(given: PassInput) -> list[int]:
-    """First frame of each span."""
-    firsts, begin = [], 0
-    for span in given.spans:
-        firsts.append(begin)
-        begin += span.frames
-    return firsts
-
-
 def _padded(text_NLHK: Tensor, captions: int) -> Tensor:
     """As many captions as the graph takes; what is added nobody reads."""
     count = len(text_NLHK)
-    return (
-        text_NLHK if count == captions else torch.cat([text_NLHK, text_NLHK[-1:].expand(captions - count, -1, -1, -1)])
-    )
+    if count == captions:
+        return text_NLHK
+    return torch.cat([text_NLHK, text_NLHK[-1:].expand(captions - count, -1, -1, -1)])
 
 
 def _wrapped(writer: CacheWriter, tokens: int) -> Tensor:

@@ -13,11 +13,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +37,7 @@ from shotstream.export.trt.attention_kernel import (
     load,
     workspace_bytes,
 )
-from shotstream.export.trt.build import BuildOrder, build_plan
+from shotstream.export.trt.build import BuildOrder, answer, build_plan, run_child
 from shotstream.export.trt.product import RTX, load_product
 from shotstream.runtime.errors import UserError
 
@@ -63,19 +60,9 @@ def build_with_plugin(order: BuildOrder, architectures: Sequence[int] = ARCHITEC
 
     architectures: compute capabilities (times ten) whose machine code the plan is to carry.
     """
-    request = msgspec.json.encode({"order": order, "architectures": architectures})
     with environment() as variables:
-        child = subprocess.run(
-            [sys.executable, "-m", __name__], input=request, capture_output=True, check=False, env=variables
-        )
-    lines = child.stdout.decode(errors="replace").strip().splitlines()
-    if child.returncode or not lines:
-        said = (child.stderr.decode(errors="replace").strip().splitlines() or ["it says nothing"])[-1]
-        raise UserError(f"building {Path(order.onnx).name} with the plugin failed ({child.returncode}): {said}")
-    answer = json.loads(lines[-1])
-    if "error" in answer:
-        raise UserError(answer["error"])
-    return msgspec.convert(answer, PluginBuild)
+        request = {"order": order, "architectures": architectures}
+        return msgspec.convert(run_child(__name__, order, request, variables), PluginBuild)
 
 
 @contextmanager
@@ -221,28 +208,22 @@ def _classes(trt: Any) -> tuple[type, type]:
 
 
 def _main() -> None:
-    """The child process: a request on standard input, an answer as one line of json on standard output."""
+    """The child process: an order, and for which GPUs, on standard input."""
     given = json.loads(sys.stdin.buffer.read())
     order = msgspec.convert(given["order"], BuildOrder)
-    begun = time.perf_counter()
-    answer: dict[str, Any]
-    creator = None
-    try:
+
+    def build() -> dict[str, Any]:
         product = load_product(RTX)
         creator = register(product.module, given["architectures"])
-        warnings = build_plan(product, order)
-        seconds = time.perf_counter() - begun
-        answer = {"nodes": creator.nodes, "seconds": seconds, "peak_mb": _peak_mb(), "warnings": warnings}
-    except UserError as error:
-        problems = [] if creator is None else creator.problems
-        answer = {"error": problems[0] if problems else str(error)}
-    sys.stdout.write(json.dumps(answer) + "\n")
+        try:
+            warnings = build_plan(product, order)
+        except UserError:
+            if creator.problems:
+                raise UserError(creator.problems[0]) from None
+            raise
+        return {"nodes": creator.nodes, "warnings": warnings}
 
-
-def _peak_mb() -> float:
-    """Of this program; what `getrusage` says counts the process that started it as well."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found.group(1)) / 1024 if found else 0.0
+    answer(order, build)
 
 
 if __name__ == "__main__":

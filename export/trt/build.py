@@ -46,8 +46,26 @@ class BuildOrder:
 
 def build_apart(order: BuildOrder) -> dict[str, float]:
     """Build in a child process; `seconds` and `peak_mb` of it. UserError with the product's own words if it fails."""
-    command = [sys.executable, "-m", "shotstream.export.trt.build"]
-    child = subprocess.run(command, input=msgspec.json.encode(order), capture_output=True, check=False)
+    made = run_child("shotstream.export.trt.build", order, order)
+    for line in made.pop("warnings"):
+        log.info("%s: %s", Path(order.onnx).name, line)
+    return made
+
+
+def run_child(
+    module: str, order: BuildOrder, request: Any, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run a module as a program that is given `request` as json and ends with :func:`answer`; what it answered.
+
+    environment: its variables; None: ours. UserError if the program dies, or answers with an error.
+    """
+    child = subprocess.run(
+        [sys.executable, "-m", module],
+        input=msgspec.json.encode(request),
+        capture_output=True,
+        check=False,
+        env=environment,
+    )
     name = Path(order.onnx).name
     if child.returncode < 0:
         raise UserError(
@@ -55,13 +73,23 @@ def build_apart(order: BuildOrder) -> dict[str, float]:
             f"{order.product} gave up: {_last_line(child.stderr)}"
         )
     with suppress(json.JSONDecodeError):
-        answer = json.loads(child.stdout.splitlines()[-1] if child.stdout else "")
-        if "error" in answer:
-            raise UserError(answer["error"])
-        for line in answer.pop("warnings"):
-            log.info("%s: %s", name, line)
-        return answer
+        said: dict[str, Any] = json.loads(child.stdout.splitlines()[-1] if child.stdout else "")
+        if "error" in said:
+            raise UserError(said["error"])
+        return said
     raise UserError(f"building {name} failed: {_last_line(child.stderr)}")
+
+
+def answer(order: BuildOrder, build: Callable[[], dict[str, Any]]) -> None:
+    """In the child: build, and say what came of it, in how many seconds and MiB, as one line of json."""
+    begun = time.perf_counter()
+    try:
+        said = build() | {"seconds": time.perf_counter() - begun, "peak_mb": _peak_mib()}
+    except UserError as error:
+        said = {"error": str(error)}
+    except OSError as error:
+        said = {"error": f"cannot write {order.plan}: {error.strerror}; free some space and run it again"}
+    sys.stdout.write(json.dumps(said) + "\n")
 
 
 def build_plan(product: Product, order: BuildOrder) -> list[str]:
@@ -144,19 +172,10 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _main(read: Callable[[], bytes] = sys.stdin.buffer.read) -> None:
-    """The child process: an order on standard input, an answer as one line of json on standard output."""
-    order = msgspec.json.decode(read(), type=BuildOrder)
-    begun = time.perf_counter()
-    try:
-        warnings = build_plan(load_product(order.product), order)
-        answer: dict[str, Any] = {"seconds": time.perf_counter() - begun, "warnings": warnings}
-        answer["peak_mb"] = _peak_mib()
-    except UserError as error:
-        answer = {"error": str(error)}
-    except OSError as error:
-        answer = {"error": f"cannot write {order.plan}: {error.strerror}; free some space and run it again"}
-    sys.stdout.write(json.dumps(answer) + "\n")
+def _main() -> None:
+    """The child process: an order on standard input."""
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=BuildOrder)
+    answer(order, lambda: {"warnings": build_plan(load_product(order.product), order)})
 
 
 if __name__ == "__main__":

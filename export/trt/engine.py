@@ -23,7 +23,7 @@ from shotstream.export.graphs.step_in_place import (
 )
 from shotstream.export.manifest import Manifest, read_manifest
 from shotstream.export.segments.cut import TEXT, signatures
-from shotstream.export.segments.engine import SegmentOptions, segment_engine
+from shotstream.export.segments.engine import NATIVE, OURS, SegmentOptions, segment_engine
 from shotstream.export.segments.whole_step import in_place_engine, native_engine
 from shotstream.export.trt.keys import engine_key
 from shotstream.export.trt.product import RTX, TENSORRT, Product, load_product, local_gpu, unsupported
@@ -42,13 +42,13 @@ class TrtOptions(SegmentOptions):
     folder: str = ""
     store: str = ""
     precision: str = ""
-    attention: str = "ours"
+    attention: str = OURS
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attention not in ("ours", "native"):
+        if self.attention not in (OURS, NATIVE):
             raise UserError(f"attention of an engine is ours or native, not {self.attention!r}")
-        if self.attention == "native" and (self.fp8 != "none" or self.precision):
+        if self.attention == NATIVE and (self.fp8 != "none" or self.precision):
             raise UserError("with the product's own attention nothing is in eight bits; leave fp8 and precision away")
 
 
@@ -69,7 +69,7 @@ def stored_engine(product: Product, gpu: str, request: EngineRequest) -> GraphEn
         raise UserError(f"the engine '{product.name}' needs the folder of an export; give --engine-option folder=DIR")
     manifest = _manifest(Path(options.folder), options, request)
     store = EngineStore(Path(options.store) if options.store else default_store())
-    config, native = request.parts.config, options.attention == "native"
+    config, native = request.parts.config, options.attention == NATIVE
     named = signatures(config)
     in_place = native and STEP_IN_PLACE in manifest.graphs
     if in_place:

@@ -13,10 +13,10 @@ import torch
 from small_model import SmallPlugin
 from torch import Tensor
 
-from shotstream.export.graphs.segments import segment_specs
+from shotstream.export.graphs.segments import segment_spec
 from shotstream.export.graphs.spec import write_graph
 from shotstream.export.graphs.step import STEP, step_spec
-from shotstream.export.segments.cut import TEXT
+from shotstream.export.segments.cut import TEXT, cut
 from shotstream.runtime.plugins import ModelParts, ModelRequest
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="shotstream-step-")  # deleted at the interpreter's end
@@ -33,7 +33,8 @@ def exported_step() -> Path:
     """A folder with the graphs `step` and `text_ctx`."""
     parts, folder = small_parts(), Path(_FOLDER.name)
     write_graph(step_spec(parts.transformer, parts.latent_shape), folder, f"{STEP}.onnx")
-    write_graph(segment_specs(parts.transformer, parts.latent_shape)[TEXT], folder, f"{TEXT}.onnx")
+    text = cut(parts.transformer, parts.latent_shape)[TEXT]
+    write_graph(segment_spec(TEXT, text, parts.config, parts.latent_shape, torch.float32), folder, f"{TEXT}.onnx")
     return folder
 
 

@@ -16,9 +16,10 @@ import torch
 from step_files import small_parts
 from torch import Tensor, nn
 
+from shotstream.export.engine_store.entry import Profile
 from shotstream.export.graphs.cache_chunk_attention import INPUTS, add_body, cache_chunk_attention, translations
 from shotstream.export.graphs.spec import GraphSpec, write_graph
-from shotstream.export.graphs.step import step_profiles, step_spec
+from shotstream.export.graphs.step import step_spec
 from shotstream.export.trt.attention_kernel import Kernel, attend, compile_kernels, dump, load, packed, workspace_bytes
 from shotstream.export.trt.attention_plugin import PluginBuild, build_with_plugin, call_of
 from shotstream.export.trt.build import BuildOrder
@@ -45,7 +46,20 @@ def _inputs(head_dim: int = HEAD_DIM, cached: int = CACHED) -> dict[str, Tensor]
 
 def _order(folder: Path, spec: GraphSpec) -> BuildOrder:
     write_graph(spec, folder, "graph.onnx", 23)
-    return BuildOrder("tensorrt-rtx", str(folder / "graph.onnx"), str(folder / "graph.plan"), step_profiles(spec))
+    return BuildOrder("tensorrt-rtx", str(folder / "graph.onnx"), str(folder / "graph.plan"), _profiles(spec))
+
+
+def _profiles(spec: GraphSpec) -> dict[str, Profile]:
+    """The sizes that the graph was exported for, with those of the example as the usual ones."""
+
+    def shape(name: str, bound: int) -> tuple[int, ...]:
+        sizes = list(spec.inputs[name].shape)
+        for axis, text in spec.dynamic[name].items():
+            times, _, dim = text.rpartition("*")
+            sizes[axis] = int(times or 1) * spec.ranges[dim][bound]
+        return tuple(sizes)
+
+    return {name: (shape(name, 0), tuple(spec.inputs[name].shape), shape(name, 1)) for name in spec.dynamic}
 
 
 def _node_order(folder: Path, head_dim: int = HEAD_DIM) -> BuildOrder:
