@@ -1,7 +1,10 @@
 """The stages of a recipe in order, each finding what earlier ones left in the run's folder. Progress is the caller's.
 
 Folder of a run: ``vae/``, ``text/``, ``latents/``, ``images/``, ``held_out/``, ``teacher/``, ``ode/``, ``intra/``,
-``inter/``, ``decoder/`` (checkpoints, logs, sheets) and ``weights/`` (what the runtime loads).
+``inter/``, ``decoder/`` (checkpoints, logs, sheets) and ``weights/`` (what the runtime loads). A recipe that trains on
+videos has only the stages from ``teacher`` to ``inter`` and ``export``; the rest was prepared.
+
+With several processes the stages that train the transformer are shared; the others are the first process's work.
 """
 
 from __future__ import annotations
@@ -18,45 +21,53 @@ from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.transformer import Transformer
-from shotstream.runtime.text.tiny import TinyTextEncoder
 from shotstream.training.data.latents import LatentStories, make_latents
-from shotstream.training.method.lora import merge_adapters
-from shotstream.training.recipe import Recipe
+from shotstream.training.data.stories import TrainingStories
+from shotstream.training.data.video_latents import CachedText, VideoLatents
+from shotstream.training.distributed.launch import ALONE, Team
+from shotstream.training.distributed.sharding import whole_state
+from shotstream.training.method.lora import merged_state
+from shotstream.training.recipe import SHARED_STAGES, STAGES, Recipe
 from shotstream.training.stages.dmd import DmdRecipe, InterStage, IntraStage
-from shotstream.training.stages.ode import OdeStage, Pairs, make_pairs
+from shotstream.training.stages.given import Codec, FrozenText
+from shotstream.training.stages.ode import OdeStage
+from shotstream.training.stages.pairs import Pairs, make_pairs
 from shotstream.training.stages.teacher import TeacherStage, training_attention
 from shotstream.training.stages.text import TextStage
 from shotstream.training.stages.trainer import Ema, LoopConfig, Stage, run_stage
 from shotstream.training.stages.vae import run_vae_stage
+from shotstream.training.videos import load_codec, open_videos
 from shotstream.training.weights import load_dit_weights, load_text_weights, save_weights, trained_codec
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 class Pipeline:
-    """Runs single stages of ``recipe`` in ``out``; every method can be killed and called again."""
+    """Runs single stages of ``recipe`` in ``out``; every method can be killed and called again.
+
+    ``minutes`` and ``steps`` end a stage early, unfinished.
+    """
 
     def __init__(
         self, recipe: Recipe, out: Path, device: str = "cpu", minutes: float | None = None, progress: Progress | None
-        = None
+        = None, *, steps: int | None = None, team: Team | None = None,
     ) -> None:  # fmt: skip
-        self.recipe, self.out, self.device, self.minutes = recipe, out, device, minutes
+        self.recipe, self.out, self.minutes, self.steps = recipe, out, minutes, steps
+        self.team = team or replace(ALONE, device=torch.device(device))
+        self.device = self.team.device
         self.progress = progress or (lambda stage, done, total, figures: None)
 
     def run(self, stage: str) -> bool:
         """Run one stage by name; False when its time slice ended before it was finished."""
-        steps = {
-            "vae": self.vae, "text": self.text, "latents": self.latents, "teacher": self.teacher, "ode": self.ode,
-            "intra": self.intra, "inter": self.inter, "decoder": self.decoder, "export": self.export,
-        }  # fmt: skip
-        if stage not in steps:
-            raise UserError(f"there is no stage {stage!r}; stages are {', '.join(steps)} and all")
-        if self.recipe.source != "world":
+        if stage not in STAGES:
+            raise UserError(f"there is no stage {stage!r}; stages are {', '.join(STAGES)} and all")
+        if stage not in self.recipe.stages:
             raise UserError(
-                f"recipe {self.recipe.name} trains on videos, which this version cannot read yet; "
-                "use --explain to see its hyper-parameters, or --recipe tiny to train on the story world"
+                f"recipe {self.recipe.name} trains on videos, which have no stage {stage}; 'shotstream train prepare' "
+                f"makes their latents and texts, its stages are {', '.join(self.recipe.stages)}"
             )
-        return steps[stage]()
+        work: Callable[[], bool] = getattr(self, stage)
+        return work() if stage in SHARED_STAGES else self.team.first_alone(stage, work)
 
     def vae(self) -> bool:
         """Train the codec."""
@@ -81,7 +92,7 @@ class Pipeline:
         """Train the text encoder."""
         recipe = self.recipe.text
         stage = TextStage(recipe, self.device)
-        done = self._loop(stage, recipe.loop)
+        done = self._loop(stage, recipe.loop, replace(ALONE, device=self.device))
         stage.ema.swap()
         save_weights(stage.text, stage.text.config.to_json(), self._file("text", "text"))
         return done
@@ -99,10 +110,10 @@ class Pipeline:
         """Train the bidirectional next-shot model."""
         recipe = self.recipe.teacher
         sources = [self._data()]
-        if self.recipe.images is not None:
+        if self.recipe.images is not None and self.recipe.source == "world":
             sources.append(LatentStories(self.out / "images", self.recipe.images))
-        stage = TeacherStage(recipe, sources, self._held_out(), self._text(), self._vae(), self.device)
-        done = self._loop(stage, recipe.loop)
+        stage = TeacherStage(recipe, sources, self._held_out(), self._text(), self._codec(), team=self.team)
+        done = self._loop(stage, recipe.loop, self.team)
         self._keep(stage.ema, stage.model, self._file("teacher", "dit"))
         return done
 
@@ -110,18 +121,12 @@ class Pipeline:
         """Teacher trajectories, then the causal student."""
         recipe = self.recipe.ode
         text, data = self._text(), self._data()
-        teacher = self._dit("teacher")
-        make_pairs(
-            teacher.eval(),
-            text,
-            data,
-            recipe,
-            self.out / "ode" / "pairs",
-            lambda i, n: self.progress("pairs", i, n, {}),
-        )
-        pairs = Pairs(self.out / "ode" / "pairs")
-        stage = OdeStage(recipe, teacher.train(), text, pairs, self._held_out(), self._vae())
-        done = self._loop(stage, recipe.loop)
+        teacher = self._dit("teacher").to(self.device)
+        folder = self.out / "ode" / "pairs"
+        make_pairs(teacher.eval(), text, data, recipe, folder, lambda i, n: self.progress("pairs", i, n, {}), self.team)
+        student = self._dit("teacher").train() if self.team.mesh is not None else teacher.train()
+        stage = OdeStage(recipe, student, text, Pairs(folder), self._held_out(), self._codec(), self.team)
+        done = self._loop(stage, recipe.loop, self.team)
         self._keep(stage.ema, stage.model, self._file("ode", "dit"))
         return done
 
@@ -143,59 +148,62 @@ class Pipeline:
         weights = self.out / "weights"
         student = load_dit_weights(self._file(last, "dit"), last)
         student.config = self._of_student(student.config)
-        text = self._text()
         save_weights(student, student.config.to_json(), weights / "dit.safetensors", torch.float16)
+        for sheet in sorted((self.out / last).glob("sheet_*.png"))[-1:]:
+            shutil.copyfile(sheet, weights / "sheet.png")
+        if self.recipe.source == "videos":
+            return True  # text encoder and codec are those of the model's own folder
+        text = load_text_weights(self._file("text", "text"), "text")
         save_weights(text, text.config.to_json(), weights / "text.safetensors", torch.float16)
         codec = TinyVAE.load(trained_codec(self.out))
         codec.config = replace(codec.config, steady=self.recipe.steady)
         codec.save(weights / "vae.safetensors", torch.float16)
-        shutil.copyfile(self._sheet(last), weights / "sheet.png")
         return True
 
     def _dmd(self, stage: IntraStage | InterStage, recipe: DmdRecipe) -> bool:
-        done = self._loop(stage, recipe.loop)
+        done = self._loop(stage, recipe.loop, self.team)
         self._keep(stage.ema, stage.generator, self._file(stage.name, "dit"))
         return done
 
     def _dmd_parts(self, before: str) -> tuple[Any, ...]:
-        generator = self._dit(before).train()
-        return (
-            generator, self._dit("teacher").train(), self._dit("teacher"), self._text(), self._data(), self._held_out(),
-            self._vae(),
-        )  # fmt: skip
+        generator, fake, real = self._dit(before).train(), self._dit("teacher").train(), self._dit("teacher")
+        return generator, fake, real, self._text(), self._data(), self._held_out(), self._codec(), self.team
 
-    def _loop(self, stage: Stage, loop: LoopConfig) -> bool:
+    def _loop(self, stage: Stage, loop: LoopConfig, team: Team) -> bool:
         return run_stage(
             stage, loop, self.out / stage.name, self.minutes,
-            lambda done, total, figures: self.progress(stage.name, done, total, figures),
+            lambda done, total, figures: self.progress(stage.name, done, total, figures), team=team, steps=self.steps,
         )  # fmt: skip
 
     def _keep(self, ema: Ema, model: Transformer, path: Path) -> None:
-        """Leave the averaged weights in place and write them, adapters merged."""
+        """Leave the averaged weights in place and write them, adapters merged; later stages find them."""
         ema.swap()
-        merge_adapters(model)
-        save_weights(model, model.config.to_json(), path)
+        tensors = merged_state(whole_state(model))
+        if self.team.first:
+            save_weights(tensors, model.config.to_json(), path)
+        self.team.everyone(f"{path.parent.name} kept")
 
     def _file(self, stage: str, part: str) -> Path:
         return self.out / stage / f"{part}.safetensors"
 
-    def _sheet(self, stage: str) -> Path:
-        return sorted((self.out / stage).glob("sheet_*.png"))[-1]
-
     def _dit(self, stage: str) -> Transformer:
+        """A stage's transformer, in main memory: stages put it where it works."""
         model = load_dit_weights(self._file(stage, "dit"), stage)
         blocks: Any = model.blocks
         for block in blocks:
             block.attention = training_attention(self.device)
         model.config = self._of_student(model.config)
-        return model.to(self.device)
+        return model
 
     def _of_student(self, config: DiTConfig) -> DiTConfig:
         """The recipe's ways to play, which no weight tells."""
         return replace(config, context_noise=self.recipe.context_noise, noise_share=self.recipe.noise_share)
 
-    def _text(self) -> TinyTextEncoder:
-        return load_text_weights(self._file("text", "text"), "text").to(self.device)
+    def _text(self) -> FrozenText:
+        if self.recipe.source == "videos":
+            return CachedText(self._videos()).to(self.device)
+        text = load_text_weights(self._file("text", "text"), "text")
+        return text.eval().requires_grad_(False).to(self.device)
 
     def _vae(self) -> TinyVAE:
         path = self._file("vae", "vae")
@@ -203,8 +211,20 @@ class Pipeline:
             raise UserError(f"{path} does not exist; run 'shotstream train vae' first")
         return TinyVAE.load(path).eval().requires_grad_(False).to(self.device)
 
-    def _data(self) -> LatentStories:
+    def _codec(self) -> Codec:
+        if self.recipe.source == "videos":
+            return load_codec(self._videos().info, self.recipe.codec, self.device)
+        return self._vae()
+
+    def _data(self) -> TrainingStories:
+        if self.recipe.source == "videos":
+            return self._videos()
         return LatentStories(self.out / "latents", self.recipe.latents)
 
-    def _held_out(self) -> LatentStories:
+    def _held_out(self) -> TrainingStories:
+        if self.recipe.source == "videos":
+            return self._videos()  # sheets show what is trained on
         return LatentStories(self.out / "held_out", self.recipe.held_out)
+
+    def _videos(self) -> VideoLatents:
+        return open_videos(Path(self.recipe.videos), self.recipe.teacher.model)

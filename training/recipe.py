@@ -24,6 +24,9 @@ from shotstream.training.stages.vae import VAERecipe
 
 STAGES = ("vae", "text", "latents", "teacher", "ode", "intra", "inter", "decoder", "export")
 """In the order in which they need each other."""
+SHARED_STAGES = ("teacher", "ode", "intra", "inter")
+"""Those that train the transformer, on any number of processes; the others are the first process's work."""
+SOURCES = ("world", "videos")
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,18 @@ class Recipe:
     """One model's whole training. ``decoder`` trains the codec's decoder further, behind fixed latents. ``latents`` are
     the training stories, ``images`` more of them as single frames, ``held_out`` those of the sample sheets.
 
-    ``source`` is "world" (stories rendered from seeds) or "videos" (real clips; this version only explains such
-    recipes). ``context_noise`` is the student's (see ``DiTConfig``), in all its stages and in what is exported;
-    ``steady`` is the exported codec's (see ``TinyVAEConfig``). ``noise_share`` (see ``DiTConfig``) is the student's, in
-    its pairs and stages and in what is exported; the teacher has its own. More than the teacher's makes its
-    trajectories calmer.
+    ``source`` is "world" (stories rendered from seeds) or "videos": real clips, which ``shotstream train prepare`` has
+    put into the folder ``videos``, with ``codec`` ("default", "random", or a folder of weights) for sample sheets and
+    for the stage ``inter``. ``context_noise`` is the student's (see ``DiTConfig``), in all its stages and in what is
+    exported; ``steady`` is the exported codec's (see ``TinyVAEConfig``). ``noise_share`` (see ``DiTConfig``) is the
+    student's, in its pairs and stages and in what is exported; the teacher has its own. More than the teacher's makes
+    its trajectories calmer.
     """
 
     name: str
     source: str = "world"
+    videos: str = ""
+    codec: str = "default"
     vae: VAERecipe = field(default_factory=VAERecipe)
     decoder: VAERecipe | None = None
     text: TextRecipe = field(default_factory=TextRecipe)
@@ -54,6 +60,15 @@ class Recipe:
     context_noise: float = 0.0
     noise_share: float = 0.0
     steady: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise UserError(f"recipe {self.name}: source is {' or '.join(SOURCES)}, not {self.source!r}")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that it has, in order."""
+        return STAGES if self.source == "world" else (*SHARED_STAGES, "export")
 
 
 def load_recipe(name_or_file: str) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,9 +16,12 @@ from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.text.tiny import TinyTextConfig, TinyTextEncoder
 
 
-def save_weights(module: nn.Module, config_json: str, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a module's state dict in ``dtype`` with its configuration; atomic."""
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
+def save_weights(
+    weights: nn.Module | Mapping[str, Tensor], config_json: str, path: Path, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a module's state dict, or one by itself, in ``dtype`` with its configuration; atomic."""
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in state.items()}
     metadata = {"format": FORMAT, "config": config_json, "sha256": content_hash(tensors)}
     write_safetensors(path, tensors, metadata)
 

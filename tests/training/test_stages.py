@@ -13,10 +13,12 @@ from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.text.tiny import TinyTextConfig
 from shotstream.training.data.latents import LatentPlan, LatentStories
+from shotstream.training.distributed.flops import Work
 from shotstream.training.pipeline import Pipeline
 from shotstream.training.recipe import Recipe, build, explain, load_recipe
 from shotstream.training.stages.dmd import DmdRecipe
-from shotstream.training.stages.ode import OdeRecipe, sampler_sigmas
+from shotstream.training.stages.ode import OdeRecipe
+from shotstream.training.stages.pairs import sampler_sigmas
 from shotstream.training.stages.teacher import Phase, TeacherRecipe, TeacherStage
 from shotstream.training.stages.text import TextRecipe
 from shotstream.training.stages.trainer import LoopConfig, lr_factor, run_stage
@@ -25,7 +27,11 @@ from shotstream.training.weights import load_dit_weights, save_weights
 MODEL = DiTConfig(dim=32, heads=2, ffn_dim=64, layers=2, channels=32, text_len=48, text_dim=32, shift=3.0)
 TEXT = TinyTextConfig(dim=32, heads=2, layers=1, buckets=64)
 TEACHER = TeacherRecipe(
-    model=MODEL, phases=(Phase(2, 4, 1, 0), Phase(2, 2, 1, 2), Phase(2, 2, 3, 6)), warmup=1, bf16=False, parts_layer=0
+    model=MODEL,
+    phases=(Phase(2, 4, 1, 0), Phase(2, 2, 1, 2), Phase(2, 2, 3, 6)),
+    warmup=1,
+    precision="float32",
+    parts_layer=0,
 )
 RECIPE = Recipe(
     name="miniature",
@@ -34,9 +40,9 @@ RECIPE = Recipe(
     images=LatentPlan(stories=1, shots=3, frames=9, first_seed=500, clips=False, positions=(0, 6)),
     held_out=LatentPlan(stories=1, shots=3, frames=9, first_seed=10_000),
     teacher=TEACHER,
-    ode=OdeRecipe(pairs=2, frames=3, substeps=1, pair_batch=2, steps=2, batch=2, bf16=False),
-    intra=DmdRecipe(steps=3, batch=2, frames=3, ratio=2, bf16=False),
-    inter=DmdRecipe(steps=1, batch=1, frames=3, shots=2, ratio=2, lora_rank=2, bf16=False),
+    ode=OdeRecipe(pairs=2, frames=3, substeps=1, pair_batch=2, steps=2, batch=2, precision="float32"),
+    intra=DmdRecipe(steps=3, batch=2, frames=3, ratio=2, precision="float32"),
+    inter=DmdRecipe(steps=1, batch=1, frames=3, shots=2, ratio=2, lora_rank=2, precision="float32"),
     render_workers=1,
 )
 
@@ -57,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teacher(run: Path, recipe: TeacherRecipe = TEACHER) -> TeacherStage:
     pipeline = Pipeline(RECIPE, run)
     images = LatentStories(run / "images", RECIPE.images)
-    return TeacherStage(recipe, [pipeline._data(), images], pipeline._held_out(), pipeline._text(), pipeline._vae())
+    return TeacherStage(recipe, [pipeline._data(), images], pipeline._held_out(), pipeline._text(), pipeline._codec())
 
 
 def test_a_killed_teacher_goes_on_to_exactly_the_same_weights(run: Path, tmp_path: Path) -> None:
@@ -117,7 +123,7 @@ def test_a_figure_that_is_not_finite_ends_the_stage_and_keeps_the_checkpoint(run
     stage.poison_at = 2
     with pytest.raises(UserError, match="not finite at step 2"):
         run_stage(stage, loop, tmp_path)
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert [p.name for p in tmp_path.glob("checkpoint*")] == ["checkpoint-000002"]
 
 
 def test_the_pair_sampler_passes_through_the_students_noise_levels() -> None:
@@ -182,6 +188,9 @@ class _Silent:
     def step(self, index: int, lr_factor: float) -> dict[str, float]:
         figures = self.stage.step(index, lr_factor)
         return {"loss": float("nan")} if index == self.poison_at else figures
+
+    def work(self, index: int) -> Work | None:
+        return self.stage.work(index)
 
     def state_dict(self) -> dict[str, object]:
         return self.stage.state_dict()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shotstream.runtime.model.state_dicts import merge_lora
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.parity.report import (
     LOSS,
@@ -26,7 +27,7 @@ from shotstream.runtime.parity.vectors import VectorFile
 from shotstream.training.method import objectives
 from shotstream.training.method.conditioning import Conditioning
 from shotstream.training.method.draws import Shape, TorchDraws
-from shotstream.training.method.lora import TARGETS, merge_lora
+from shotstream.training.method.lora import TARGETS
 from shotstream.training.method.rollout import RolloutSettings
 from shotstream.training.method.sampling import sample_teacher
 
@@ -212,8 +213,8 @@ def _ode_pairs(file: VectorFile, name: str) -> Iterator[Row]:
 
 def _lora(file: VectorFile, name: str) -> Iterator[Row]:
     case = file.cases[name]
-    weights = file.content[case["weights"]]["state_dict"]
-    merged = merge_lora(weights, case["lora"], rank=int(case["rank"]), alpha=float(case["alpha"]))
+    plain = merge_lora(file.weights(case["weights"]), case["lora"], float(case["alpha"]) / int(case["rank"]))
+    merged = {f"model.{key}": tensor for key, tensor in plain.items()}
     reference: Mapping[str, Tensor] = case["merged"]
     pairs = [(merged[key], tensor) for key, tensor in reference.items()]
     yield compare_all(name, f"merged weights, {len(pairs)} tensors", pairs)

@@ -10,7 +10,18 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from shotstream.training.data.stories import TrainingStories
+
 _CAPTION = 14
+
+
+def shown(stories: TrainingStories, most: int) -> list[tuple[int, int]]:
+    """Up to ``most`` stories with history, and of each a shot behind another one."""
+    found: list[tuple[int, int]] = []
+    for story in range(len(stories)):
+        if len(found) < most and stories.shots(story) > 1:
+            found.append((story, 1 + len(found) % (stories.shots(story) - 1)))
+    return found
 
 
 def to_uint8(video: Tensor) -> np.ndarray:
@@ -19,7 +30,9 @@ def to_uint8(video: Tensor) -> np.ndarray:
 
 
 def write_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], path: Path) -> None:
-    """One row per entry: its caption above its frames (uint8 ``[H, W, 3]``, all of one size)."""
+    """One row per entry: its caption above its frames (uint8 ``[H, W, 3]``, all of one size); no rows, no sheet."""
+    if not rows:
+        return
     height, width = rows[0][1][0].shape[:2]
     columns = max(len(frames) for _, frames in rows)
     sheet = Image.new("RGB", (columns * width, len(rows) * (height + _CAPTION)))

@@ -17,30 +17,44 @@ import torch
 from torch import Tensor, nn
 
 from shotstream.runtime.config import TINY, DiTConfig
-from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.model.attention import Attention, matmul_softmax, sdpa
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.state_dicts import load_dit
 from shotstream.runtime.model.transformer import Transformer
-from shotstream.runtime.text.tiny import TinyTextEncoder
-from shotstream.training.data.latents import LatentStories
-from shotstream.training.data.teacher_data import Batch, Drawing, Phase, batch_of, draw_sample
+from shotstream.training.data.stories import TrainingStories
+from shotstream.training.data.teacher_data import Batch, Drawing, Phase, Sample, batch_of, draw_sample
+from shotstream.training.distributed.accumulate import Part, PartLoss, backward, parts_of
+from shotstream.training.distributed.flops import Geometry, Work, step_work
+from shotstream.training.distributed.launch import ALONE, Team
+from shotstream.training.distributed.scale import Scale
+from shotstream.training.distributed.sharding import (
+    load_trained,
+    place,
+    place_part,
+    trained_share,
+    trained_state,
+)
 from shotstream.training.method import losses
 from shotstream.training.method.conditioning import Conditioning, route_frames
 from shotstream.training.method.draws import shot_noise
 from shotstream.training.method.objectives import target_flow
 from shotstream.training.method.sampling import sample_teacher
-from shotstream.training.stages.optim import build_adamw, build_optimizer
-from shotstream.training.stages.sheets import to_uint8, write_sheet
+from shotstream.training.stages.given import Codec, FrozenText, Unread
+from shotstream.training.stages.optim import stage_optimizer, take_step
+from shotstream.training.stages.part_head import PartHead
+from shotstream.training.stages.sheets import shown, to_uint8, write_sheet
 from shotstream.training.stages.trainer import Ema, LoopConfig, step_generator
-from shotstream.training.world.parts import PARTS
+
+RANDOM = "random"
+"""In place of a file of weights: every block takes part from the first step, for dry runs and measurements."""
 
 
 @dataclass(frozen=True)
-class TeacherRecipe:
+class TeacherRecipe(Scale):
     """Hyper-parameters of the teacher stage. ``optimizer`` is "muon" (matrices; AdamW for the rest) or "adamw";
     ``train_only`` limits training to parameters with that word in their name (the reference's ``self_attn``);
-    ``init`` is a file with weights to start from. ``weighting``: "uniform", or the reference's "gaussian".
+    ``init`` is a file with weights to start from, "random" for the model's own random start, or nothing for one that
+    suits training. ``weighting``: "uniform", or the reference's "gaussian".
     ``parts_weight`` is the weight of the second loss, 0 for none, read from block ``parts_layer``; ``motion_weight``
     that of :func:`losses.motion_loss`. ``noise_share`` replaces the model's.
     """
@@ -74,7 +88,6 @@ class TeacherRecipe:
     decay: float = 0.35
     seed: int = 0
     compile: bool = False
-    bf16: bool = True
 
     @property
     def drawing(self) -> Drawing:
@@ -95,28 +108,6 @@ class TeacherRecipe:
         return self.phases[-1]
 
 
-class PartHead(nn.Module):
-    """A linear look at a middle block's features: which parts of the scene fill each cell of a token.
-
-    It exists only while the teacher trains. Middle layers that must know where an ear is, learn what an ear is sooner
-    than the flow alone teaches them (after Yu et al., "Representation alignment for generation", 2024, with the world's
-    own knowledge in place of a pretrained network's).
-    """
-
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        self.patch = config.patch[1:]
-        self.linear = nn.Linear(config.dim, self.patch[0] * self.patch[1] * len(PARTS))
-
-    def forward(self, x_BFTD: Tensor, parts_BFHWP: Tensor) -> Tensor:
-        """Mean cross entropy against shares in 255ths of the same frames."""
-        rows, columns = self.patch
-        cells = parts_BFHWP.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).permute(0, 1, 2, 4, 3, 5, 6)
-        target = cells.flatten(4, 5).flatten(2, 3).float() / 255
-        logits = self.linear(x_BFTD).float().unflatten(-1, (rows * columns, len(PARTS)))
-        return -(target * logits.log_softmax(-1)).sum(-1).mean()
-
-
 class TeacherStage:
     """State and step of the teacher stage (see :class:`shotstream.training.stages.trainer.Stage`).
 
@@ -128,35 +119,35 @@ class TeacherStage:
     def __init__(
         self,
         recipe: TeacherRecipe,
-        sources: Sequence[LatentStories],
-        held_out: LatentStories,
-        text: TinyTextEncoder,
-        vae: TinyVAE,
+        sources: Sequence[TrainingStories],
+        held_out: TrainingStories,
+        text: FrozenText,
+        vae: Codec,
         device: torch.device | str = "cpu",
+        team: Team | None = None,
     ) -> None:
         torch.manual_seed(recipe.seed)
         recipe = replace(recipe, model=replace(recipe.model, noise_share=recipe.noise_share))
+        self.team = team = team or replace(ALONE, device=torch.device(device))
         self.recipe, self.sources, self.held_out, self.vae = recipe, list(sources), held_out, vae
-        self.device = torch.device(device)
-        self.model = start_model(recipe, device).to(self.device)
-        self.text = text.eval().requires_grad_(False).to(self.device)
-        self.parts = PartHead(recipe.model).to(self.device)
+        self.unread = [Unread(source) for source in self.sources]
+        self.device = team.device
+        self.model = start_model(recipe, self.device)
+        self.parts = PartHead(recipe.model)
+        if recipe.train_only:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(recipe.train_only in name)
+        self.parts.requires_grad_(bool(recipe.parts_weight))
+        self.share = trained_share(self.model)
+        self.model = place(self.model, team, recipe)
+        place_part(self.parts, team, recipe)
+        self.text = text
         self.schedule = NoiseSchedule(recipe.model.shift, self.device)
         self.ema = Ema({"dit": self.model}, recipe.ema)
-        named = [(f"dit.{k}", p) for k, p in self.model.named_parameters()]
-        if recipe.train_only:
-            for name, parameter in named:
-                parameter.requires_grad_(recipe.train_only in name)
-        if recipe.parts_weight:
-            named += [(f"parts.{k}", p) for k, p in self.parts.named_parameters()]
-        if recipe.optimizer == "adamw":
-            self.optimizer = build_adamw(named, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
-        else:
-            self.optimizer = build_optimizer(
-                named, lr=recipe.lr, adam_lr=recipe.adam_lr, weight_decay=recipe.weight_decay, betas=recipe.betas,
-                adam_only=takes_adam,
-            )  # fmt: skip
+        self.optimizer = stage_optimizer({"dit": self.model, "parts": self.parts}, recipe, takes_adam)
         self._middle: Tensor | None = None
+        self._listens = False
+        self._captions = 0
         blocks: Any = self.model.blocks  # a ModuleList does not say what it holds
         if recipe.parts_weight:
             blocks[recipe.parts_layer].register_forward_hook(self._keep_middle)
@@ -166,7 +157,8 @@ class TeacherStage:
                 block.forward = torch.compile(block.forward, dynamic=False)
 
     def _keep_middle(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._middle = output
+        if self._listens:  # and not when checkpointing computes the block again
+            self._middle = output
 
     def _losses(self, batch: Batch, rows_NLD: Tensor, noise: Tensor, t_B: Tensor, weight: Tensor) -> dict[str, Tensor]:
         target = batch.target.to(self.device)
@@ -174,7 +166,9 @@ class TeacherStage:
             batch.context.to(self.device), rows_NLD, batch.flags.to(self.device), batch.rows.to(self.device),
             batch.positions.to(self.device),
         )  # fmt: skip
+        self._listens = True
         flow = target_flow(self.model, self.schedule.add_noise(target, noise, t_B), t_B, conditioning)
+        self._listens = False
         found = {"flow": losses.flow_matching_loss(flow, target, noise, weight)}
         if self.recipe.motion_weight and target.shape[1] > 1:
             found["motion"] = losses.motion_loss(flow, target, noise, t_B / 1000)
@@ -186,43 +180,67 @@ class TeacherStage:
     def step(self, index: int, lr_factor: float) -> dict[str, float]:
         recipe = self.recipe
         phase = recipe.phase_of(index)
-        rng = np.random.default_rng([recipe.seed, index])
+        parts = parts_of(phase.batch, self.team, recipe.micro_batch)
+        samples = self._draw(phase, np.random.default_rng([recipe.seed, index]), parts)
         g = step_generator(recipe.seed, index)
-        samples = [draw_sample(self.sources, recipe.drawing, phase, rng, recipe.model) for _ in range(phase.batch)]
-        batch = batch_of(samples, phase.batch if recipe.compile else 1)
-        words, groups = self.text.ids(batch.captions)
         entry = torch.randint(1000, (phase.batch,), generator=g)
-        noise = shot_noise(tuple(batch.target.shape), recipe.model.noise_share, g).to(self.device)
-        weight = self.schedule.loss_weights.cpu()[entry] if recipe.weighting == "gaussian" else torch.ones(phase.batch)
+        shape = (phase.batch, *samples[parts[0].start].target.shape)
+        noise = shot_noise(shape, recipe.model.noise_share, g)
+        self._captions = 0
+
+        def loss_of(part: Part) -> PartLoss:
+            return self._part_loss(phase, samples[part.rows], entry[part.rows], noise[part.rows], part)
+
+        figures = backward(parts, loss_of, self.team)
+        norm = take_step(self.optimizer, (self.model, self.parts), recipe.clip, lr_factor)
+        self.ema.update(index)
+        return figures | {"grad_norm": norm}
+
+    def _draw(self, phase: Phase, rng: np.random.Generator, parts: Sequence[Part]) -> list[Sample]:
+        """The whole batch, of which only this process's rows are read."""
+        own = range(parts[0].start, parts[-1].stop)
+        return [
+            draw_sample(self.sources if i in own else self.unread, self.recipe.drawing, phase, rng, self.recipe.model)
+            for i in range(phase.batch)
+        ]
+
+    def _part_loss(self, phase: Phase, samples: list[Sample], entry: Tensor, noise: Tensor, part: Part) -> PartLoss:
+        recipe = self.recipe
+        batch = batch_of(samples, len(samples) if recipe.compile else 1)
+        self._captions += len(batch.captions)
+        gaussian = recipe.weighting == "gaussian"
+        weight = self.schedule.loss_weights.cpu()[entry] if gaussian else torch.ones(len(samples))
         t = self.schedule.timesteps.cpu()[entry].to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
-            with torch.no_grad():
-                rows = self.text(words.to(self.device), groups.to(self.device)) * batch.kept.to(self.device)
-            found = self._losses(batch, rows, noise, t, weight.to(self.device))
+        with recipe.autocast(self.device):
+            rows = self.text.encode(batch.captions).clone() * batch.kept.to(self.device)
+            found = self._losses(batch, rows, noise.to(self.device), t, weight.to(self.device))
         total = found["flow"]
         for name, share in (("parts", recipe.parts_weight), ("motion", recipe.motion_weight)):
             if name in found:
                 total = total + share * found[name]
-        total.backward()
-        norm = nn.utils.clip_grad_norm_([*self.model.parameters(), *self.parts.parameters()], recipe.clip)
-        self.optimizer.set_lr(lr_factor)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update(index)
-        figures = {f"{name}_{phase.context}+{phase.frames}": loss.item() for name, loss in found.items()}
-        return figures | {"grad_norm": norm.item()}
+        figures = {f"{name}_{phase.context}+{phase.frames}": loss for name, loss in found.items()}
+        return PartLoss(total, figures, part.share)
+
+    def work(self, index: int) -> Work:
+        phase, config = self.recipe.phase_of(index), self.recipe.model
+        height, width = self.held_out.single(0, 0, 0).shape[-2:]
+        sample = Geometry(config, config.tokens_per_frame(height, width), phase.context, phase.frames)
+        captions = self._captions * self.team.size / phase.batch
+        return step_work(
+            sample, [sample.everything(trained=True)], phase.batch, captions=captions, trained_share=self.share
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "dit": self.model.state_dict(),
-            "parts": self.parts.state_dict(),
+            "dit": trained_state(self.model),
+            "parts": trained_state(self.parts),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["dit"])
-        self.parts.load_state_dict(state["parts"])
+        load_trained(self.model, state["dit"])
+        load_trained(self.parts, state["parts"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -231,10 +249,9 @@ class TeacherStage:
         """Held-out stories: last history frame, three generated frames, the true last frame."""
         self.ema.swap()
         try:
-            rows = []
-            for story in range(min(6, len(self.held_out))):
-                rows.append(self._sample_row(story, 1 + story % 4))
-            write_sheet(rows, path)
+            rows = [self._sample_row(story, shot) for story, shot in shown(self.held_out, 6)]
+            if self.team.first:
+                write_sheet(rows, path)
         finally:
             self.ema.swap()
 
@@ -248,14 +265,16 @@ class TeacherStage:
             context[None].to(self.device), rows,
             torch.tensor([routing.flags], device=self.device), torch.tensor([routing.captions], device=self.device),
         )  # fmt: skip
-        g = step_generator(7, story)
-        noise = shot_noise((1, 3, *context.shape[1:]), c.noise_share, g).to(self.device)
-        made = sample_teacher(
-            self.model, self.schedule, noise, conditioning, torch.zeros_like(rows[:1]), steps=16, guidance=3.0
-        ).x0_BFCHW
+        noise = shot_noise((1, 3, *context.shape[1:]), c.noise_share, step_generator(7, story)).to(self.device)
+        with self.recipe.autocast(self.device):
+            made = sample_teacher(
+                self.model, self.schedule, noise, conditioning, torch.zeros_like(rows[:1]), steps=16, guidance=3.0
+            ).x0_BFCHW
+        if not self.team.first:
+            return captions[-1], []
         history = to_uint8(self.vae.decode(context[None, -1:].to(self.device)))[0, 0]
         truth = to_uint8(self.vae.decode(data.clip(story, shot, 3)[None].to(self.device)))[0]
-        video = to_uint8(self.vae.decode(made))[0]
+        video = to_uint8(self.vae.decode(made.float()))[0]
         return captions[-1], [history, video[0], video[4], video[8], truth[8]]
 
 
@@ -267,6 +286,8 @@ def training_attention(device: torch.device | str) -> Attention:
 def start_model(recipe: TeacherRecipe, device: torch.device | str) -> Transformer:
     """The transformer to train: fresh, or the weights of ``recipe.init`` in any layout that ``convert`` reads."""
     model = Transformer(recipe.model, training_attention(device))
+    if recipe.init == RANDOM:
+        return model
     if recipe.init:
         model.load_state_dict(load_dit(Path(recipe.init), recipe.model))
         return model

@@ -1,15 +1,13 @@
 """The loop that every stage shares: schedule, logs, checkpoints, slices. It knows no model and no loss.
 
 A stage's randomness must depend on the step number only (:func:`step_generator`); a run that was killed then continues
-exactly where its last checkpoint was.
+exactly where its last checkpoint was. All processes of a run go through the loop in step; the first one writes.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,10 +15,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
 
 from shotstream.runtime.errors import UserError
-from shotstream.training.stages.curves import write_curves
+from shotstream.training.distributed import checkpoint
+from shotstream.training.distributed.flops import Work
+from shotstream.training.distributed.launch import ALONE, Team
+from shotstream.training.distributed.throughput import peak_tflops
+from shotstream.training.stages.ema import Ema
+from shotstream.training.stages.journal import Journal
+
+__all__ = ["Ema", "LoopConfig", "Stage", "lr_factor", "run_stage", "step_generator"]
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +35,11 @@ class Stage(Protocol):
     name: str
 
     def step(self, index: int, lr_factor: float) -> dict[str, float]:
-        """Do one optimizer step; return figures for the log."""
+        """Do one optimizer step; return figures for the log, the same ones in every process."""
+        ...
+
+    def work(self, index: int) -> Work | None:
+        """What that step computes, in all processes together; None where it is not counted."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -43,7 +51,7 @@ class Stage(Protocol):
         ...
 
     def sample_sheet(self, path: Path) -> None:
-        """Write a picture of the stage's present output."""
+        """Write a picture of the stage's present output; all processes take part."""
         ...
 
 
@@ -71,81 +79,102 @@ def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> 
     return torch.Generator(device).manual_seed((seed * 1_000_003 + step) & 0x7FFF_FFFF_FFFF)
 
 
-def save_atomically(value: Any, path: Path) -> None:
-    """``torch.save`` that never leaves a half-written file under the final name."""
-    scratch = path.with_suffix(path.suffix + ".tmp")
-    try:
-        torch.save(value, scratch)
-        os.replace(scratch, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write checkpoint {path}: {error.strerror or error}; the previous one is intact"
-        ) from error
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without unpickling anything but tensors and plain values."""
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise UserError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}); delete it to start again"
-        ) from error
-
-
 def run_stage(
     stage: Stage,
     config: LoopConfig,
     out: Path,
     minutes: float | None = None,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    *,
+    team: Team = ALONE,
+    steps: int | None = None,
 ) -> bool:
-    """Run or resume a stage until ``config.steps`` or for ``minutes``; True when it is finished.
+    """Run or resume a stage until ``config.steps``, for ``minutes`` or for ``steps`` more; True when it is finished.
 
-    Writes ``checkpoint.pt``, ``log.jsonl``, sample sheets and loss curves into ``out``. Raises :class:`UserError` when
-    a figure stops being finite; the last checkpoint stays as it was.
+    Writes checkpoints, ``log.jsonl``, TensorBoard scalars, sample sheets and loss curves into ``out``. Raises
+    :class:`UserError` when a figure stops being finite; the last checkpoint stays as it was.
     """
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / "checkpoint.pt"
+    found = checkpoint.load(out, stage.name, stage.state_dict(), team)
     first = 0
-    if checkpoint.exists():
-        saved = load_checkpoint(checkpoint)
-        stage.load_state_dict(saved["stage"])
-        first = int(saved["step"])
+    if found is not None:
+        first, state = found
+        stage.load_state_dict(state)
         log.info("%s resumes at step %d of %d", stage.name, first, config.steps)
+    journal = Journal(out, first) if team.first else None
+    last = config.steps if steps is None else min(config.steps, first + steps)
     begin = time.monotonic()
-    recent: list[dict[str, float]] = []
+    gauge = _Gauge(team)
     step = first
-    while step < config.steps:
-        figures = stage.step(step, lr_factor(step, config))
-        bad = [k for k, v in figures.items() if not math.isfinite(v)]
-        if bad:
-            raise UserError(
-                f"stage {stage.name}: {', '.join(bad)} is not finite at step {step}; the last checkpoint "
-                f"{checkpoint} is kept, lower the learning rate in the recipe and run again"
-            )
-        recent.append(figures)
-        step += 1
-        finished = step == config.steps
-        out_of_time = minutes is not None and time.monotonic() - begin > 60 * minutes
-        if step % config.log_every == 0 or finished:
-            seconds = time.monotonic() - begin
-            line = {"step": step, "seconds": round(seconds, 1), "steps_per_s": round((step - first) / seconds, 3)}
-            line |= _mean(recent)
-            with (out / "log.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            if progress is not None:
-                progress(step, config.steps, line)
-            recent = []
-        if step % config.save_every == 0 or finished or out_of_time:
-            save_atomically({"step": step, "stage": stage.state_dict()}, checkpoint)
-        if step % config.sheet_every == 0 or finished:
-            stage.sample_sheet(out / f"sheet_{step:06d}.png")
-            write_curves(out / "log.jsonl", out / "curves.png")
-        if out_of_time and not finished:
-            log.info("%s stops after %.1f minutes at step %d of %d", stage.name, minutes, step, config.steps)
-            return False
-    return True
+    try:
+        while step < last:
+            gauge.add(stage, step, lr_factor(step, config))
+            step += 1
+            late = minutes is not None and team.agree(time.monotonic() - begin > 60 * minutes)
+            stops = step == last or late
+            if step % config.log_every == 0 or stops:
+                line = gauge.line(step, begin, first)
+                if journal is not None:
+                    journal.write(line)
+                    if progress is not None:
+                        progress(step, config.steps, line)
+            if step % config.save_every == 0 or stops:
+                checkpoint.save(out, step, stage.name, stage.state_dict(), team)
+            if step % config.sheet_every == 0 or step == config.steps:
+                stage.sample_sheet(out / f"sheet_{step:06d}.png")
+                if journal is not None:
+                    journal.draw()
+            if late:
+                break
+    finally:
+        if journal is not None:
+            journal.close()
+    if step < config.steps:
+        log.info("%s stops at step %d of %d", stage.name, step, config.steps)
+    return step >= config.steps
+
+
+class _Gauge:
+    """Figures of the steps since the last line of the log, and how fast these went."""
+
+    def __init__(self, team: Team) -> None:
+        self.peak = peak_tflops(team.device)
+        self.size = team.size
+        self._clear()
+
+    def _clear(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.busy = self.tokens = self.flop = 0.0
+
+    def add(self, stage: Stage, step: int, factor: float) -> None:
+        """Do a step. Raises UserError if a figure is not finite."""
+        began = time.monotonic()
+        figures = stage.step(step, factor)
+        self.busy += time.monotonic() - began
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"stage {stage.name}: {name} is not finite at step {step} ({value}); the last checkpoint is kept, "
+                    "lower the learning rate in the recipe and run again"
+                )
+        self.rows.append(figures)
+        work = stage.work(step)
+        if work is not None:
+            self.tokens += work.tokens
+            self.flop += work.flop
+
+    def line(self, step: int, begin: float, first: int) -> dict[str, float]:
+        """A line of the log; the next one begins anew."""
+        seconds = time.monotonic() - begin
+        line = {"step": step, "seconds": round(seconds, 1), "steps_per_s": round((step - first) / seconds, 3)}
+        if self.tokens:
+            tflops = self.flop / self.busy / 1e12
+            line |= {"tokens_per_s": round(self.tokens / self.busy, 1), "tflops": round(tflops, 4)}
+            if self.peak is not None:
+                line["of_peak"] = round(tflops / (self.peak * self.size), 4)
+        line |= _mean(self.rows)
+        self._clear()
+        return line
 
 
 def _mean(rows: Iterable[dict[str, float]]) -> dict[str, float]:
@@ -154,41 +183,3 @@ def _mean(rows: Iterable[dict[str, float]]) -> dict[str, float]:
         for key, value in row.items():
             sums.setdefault(key, []).append(value)
     return {key: round(sum(values) / len(values), 5) for key, values in sums.items()}
-
-
-class Ema:
-    """Exponential moving average of a module's parameters, with a warm-up so that early averages are not stale."""
-
-    def __init__(self, modules: dict[str, nn.Module], decay: float) -> None:
-        self.decay = decay
-        self.modules = modules
-        self.shadow = {k: v.detach().clone() for k, v in self._named()}
-
-    def _named(self) -> Iterable[tuple[str, Tensor]]:
-        for name, module in self.modules.items():
-            for key, value in module.named_parameters():
-                yield f"{name}.{key}", value
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move the average towards the present parameters."""
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        names, values = zip(*self._named(), strict=True)
-        torch._foreach_lerp_([self.shadow[n] for n in names], list(values), weight)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange parameters and averages in place; call twice to come back."""
-        for name, value in self._named():
-            kept = value.detach().clone()
-            value.copy_(self.shadow[name])
-            self.shadow[name].copy_(kept)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The averages by ``module.parameter``."""
-        return self.shadow
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        for name, value in state.items():
-            self.shadow[name].copy_(value)

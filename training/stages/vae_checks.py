@@ -34,7 +34,6 @@ class Statistics:
     importance_power: float = 0.4
 
 
-
 @torch.no_grad()
 def round_trip(vae: TinyVAE, clip: Clip, bfloat16: bool = False) -> Tensor:
     """One clip [T, H, W, 3] through the codec as a player would see it: [T, 3, H, W] in [-1, 1]."""
