@@ -82,7 +82,10 @@ class Report:
 def calibrate(
     runtime: Runtime, shots: Shots, exact_blocks: int = 1, tell: Callable[[str], None] = lambda what: None
 ) -> Report:
-    """Play the shots once as they are, watching, and once per layer set. runtime: of the engine `torch-segments`."""
+    """Play the shots once as they are, watching, and once per layer set. runtime: of the engine `torch-segments`.
+
+    UserError for a model that has no blocks but the exact ones at either end.
+    """
     engine: Any = runtime.engine
     config: DiTConfig = runtime.parts.config
     wanted = eight_bit_products(config, exact_blocks)
@@ -142,7 +145,10 @@ def compare(exact: Played, rounded: Played, products: int) -> Accuracy:
 
 
 def shots_of(story: Path | None = None, count: int = 2) -> Shots:
-    """The first shots of a story file; None: of the demo's, in the words that the embedded model knows."""
+    """The first shots of a story file; None: of the demo's, in the words that the embedded model knows.
+
+    UserError for a file that is no story, or begins with a choice.
+    """
     if story is None:
         with resources.as_file(resources.files("shotstream.runtime") / "stories" / "demo.yaml") as path:
             return shots_of(path, count)

@@ -32,7 +32,7 @@ class SegmentedTransformer:
         ]
 
     def embed_captions(self, text_NLE: Tensor) -> TextKV:
-        """Text keys and values per layer."""
+        """``[N, text_len, text_dim]`` to each layer's text keys and values, ``[N, text_len, heads, head_dim]``."""
         made = [part.clone() for part in self.runner(TEXT, (text_NLE,))]
         return list(zip(made[0::2], made[1::2], strict=True))
 

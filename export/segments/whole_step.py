@@ -48,7 +48,7 @@ class NativeStep:
         self.tokens_per_frame = config.tokens_per_frame(*latent_size)
 
     def embed_captions(self, text_NLE: Tensor) -> TextKV:
-        """Text keys and values per layer."""
+        """``[N, text_len, text_dim]`` to each layer's text keys and values, ``[N, text_len, heads, head_dim]``."""
         made = [part.clone() for part in self.runner(TEXT, (text_NLE,))]
         return list(zip(made[0::2], made[1::2], strict=True))
 
