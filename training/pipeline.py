@@ -20,13 +20,15 @@ import torch
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.model.state_dicts import write_safetensors
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.training.data.latents import LatentStories, make_latents
 from shotstream.training.data.stories import TrainingStories
 from shotstream.training.data.video_latents import CachedText, VideoLatents
 from shotstream.training.distributed.launch import ALONE, Team
 from shotstream.training.distributed.sharding import whole_state
-from shotstream.training.method.lora import merged_state
+from shotstream.training.method.lora import adapters_of, merged_state
+from shotstream.training.plan import check_memory, plan_stage
 from shotstream.training.recipe import SHARED_STAGES, STAGES, Recipe
 from shotstream.training.stages.dmd import DmdRecipe, InterStage, IntraStage
 from shotstream.training.stages.given import Codec, FrozenText
@@ -67,7 +69,10 @@ class Pipeline:
                 f"makes their latents and texts, its stages are {', '.join(self.recipe.stages)}"
             )
         work: Callable[[], bool] = getattr(self, stage)
-        return work() if stage in SHARED_STAGES else self.team.first_alone(stage, work)
+        if stage not in SHARED_STAGES:
+            return self.team.first_alone(stage, work)
+        check_memory(plan_stage(stage, self.recipe, self.team), self.team)
+        return work()
 
     def vae(self) -> bool:
         """Train the codec."""
@@ -176,11 +181,14 @@ class Pipeline:
         )  # fmt: skip
 
     def _keep(self, ema: Ema, model: Transformer, path: Path) -> None:
-        """Leave the averaged weights in place and write them, adapters merged; later stages find them."""
+        """Leave the averaged weights in place and write them, adapters merged and beside; later stages find them."""
         ema.swap()
-        tensors = merged_state(whole_state(model))
+        tensors = whole_state(model)
         if self.team.first:
-            save_weights(tensors, model.config.to_json(), path)
+            save_weights(merged_state(tensors), model.config.to_json(), path)
+            adapters = adapters_of(tensors)
+            if adapters:
+                write_safetensors(path.with_name("lora.safetensors"), adapters, {"format": "pt"})
         self.team.everyone(f"{path.parent.name} kept")
 
     def _file(self, stage: str, part: str) -> Path:

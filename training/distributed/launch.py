@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.runtime import checked_device
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +31,16 @@ _FAILED = "shotstream/failed"
 
 @dataclass(frozen=True)
 class Team:
-    """One of the processes. ``mesh`` is there when weights are sharded, ``store`` when there are several processes."""
+    """One of the processes. ``mesh`` is there when weights are sharded, ``store`` when torchrun started them;
+    ``neighbours`` is how many there are on this machine.
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
     mesh: DeviceMesh | None = None
     store: dist.Store | None = None
+    neighbours: int = 1
 
     @property
     def first(self) -> bool:
@@ -85,8 +89,14 @@ def team_of(device: str) -> Iterator[Team]:
     What goes wrong in several processes is raised in the first that says so; the others end quietly with the same exit
     code. A process that was lost shows as a broken connection, which becomes a :class:`UserError`.
     """
-    place = torch.device(device)
-    if "RANK" not in os.environ:
+    rank = os.environ.get("RANK")
+    try:
+        place = checked_device(device)
+    except UserError:
+        if rank in (None, "0"):
+            raise
+        raise SystemExit(2) from None
+    if rank is None:
         yield Team(device=place)
         return
     if place.type == "cuda":
@@ -94,15 +104,15 @@ def team_of(device: str) -> Iterator[Team]:
         torch.cuda.set_device(place)
     # FSDP warns of outputs that are views, which matters to operations in place only.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
-    store, rank, size = next(iter(rendezvous("env://")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", store=store, rank=rank,
-                            world_size=size)  # fmt: skip
+    store, number, size = next(iter(rendezvous("env://")))
+    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=size)
     mesh = init_device_mesh(place.type, (size,))
     try:
-        yield Team(rank, size, place, mesh, store)
+        yield Team(number, size, place, mesh, store, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     except BaseException as error:
         # No farewell to the group: it would wait for processes that are waiting elsewhere.
-        if not _is_first_to_fail(store, rank):
+        if not _is_first_to_fail(store, number):
             raise SystemExit(2 if isinstance(error, UserError) else 1) from None
         if _connection_lost(error):
             raise UserError(

@@ -72,5 +72,9 @@ def merged_state(tensors: Mapping[str, Tensor], scale: float = 1.0) -> dict[str,
     `scale` is alpha / rank.
     """
     base = {key.replace(".base_layer.", "."): value for key, value in tensors.items() if ".lora_" not in key}
-    lora = {PREFIX + key.replace(".default.", "."): value for key, value in tensors.items() if ".lora_" in key}
-    return merge_lora(base, lora, scale)
+    return merge_lora(base, adapters_of(tensors), scale)
+
+
+def adapters_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapters in a model's state dict, named as in :func:`lora_state_dict`; empty if it has none."""
+    return {PREFIX + key.replace(".default.", "."): value for key, value in tensors.items() if ".lora_" in key}
