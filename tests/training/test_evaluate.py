@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from shotstream.training.evaluation import evaluate as evaluation
+from shotstream.training.evaluation.axes import Pace
 from shotstream.training.evaluation.evaluate import drift_stories, evaluation_stories, measure
 from shotstream.training.evaluation.goals import Goal, gain_lines, goal_lines, goals_as_dict, goals_of
 from shotstream.training.evaluation.scores import ATTRIBUTES, Report, bootstrap, make_row, paired_change
@@ -136,6 +137,23 @@ def test_films_that_show_what_is_asked_meet_every_goal_that_was_measured() -> No
     plain = json.loads(json.dumps(goals_as_dict(goals)))
     assert plain[0]["met"] is True
     assert plain[-1]["met"] is None
+
+
+def test_the_axes_stand_beside_the_goals_for_every_source_over_all_stories() -> None:
+    films = Films()
+    sources = {"model": one_by_one(films.play(wrong_colors)), "renders": one_by_one(films.play(as_asked))}
+    report = measure(sources, STORIES, reader=films.reader, cuts=lambda frames: [33, 66], drift=LONG[:2],
+                     drift_sources=("model",), paces={"model": [Pace(165, 5.0)] * len(STORIES)})  # fmt: skip
+    model, renders = report.axes
+    assert (model.source, renders.source) == ("model", "renders")
+    assert len(model.films) == len(STORIES)
+    assert model.scores["prompt_following"].mean < 0.9 < renders.scores["prompt_following"].mean == 1
+    assert model.scores["cut_recall"].mean == 0.5
+    assert report.pooled("model").scores["cuts_found"].mean == 1
+    assert model.scores["fps"].mean == 33
+    assert "fps" in renders.missing
+    plain = json.loads(json.dumps(report.as_dict()))
+    assert [row["source"] for row in plain["axes"]] == ["model", "renders"]
 
 
 def test_films_of_another_story_miss_what_they_show_otherwise() -> None:
@@ -280,9 +298,12 @@ class _Runtime:
 def test_free_wording_plays_the_paraphrases_of_the_same_stories_on_the_same_noise() -> None:
     plain: Any = _Runtime()
     free: Any = _Runtime()
+    paces: list[Pace] = []
     for runtime, captions in ((plain, canonical), (free, free_wording(3))):
-        shots = [session_frames(runtime, 1, 2, captions)(story) for story in STORIES]
+        shots = [session_frames(runtime, 1, 2, captions, paces)(story) for story in STORIES]
         assert all(shot.shape == (18, 20, 32, 3) for film in shots for shot in film)
+    assert [(pace.frames, len(pace.chunk_seconds)) for pace in paces] == [(5 * 18, 5 * 2)] * 2 * len(STORIES)
+    assert all(pace.seconds == sum(pace.chunk_seconds) > 0 for pace in paces)
     told = [(whole, *parts) for whole, parts in (paraphrased(s, 3) for s in STORIES)]
     assert free.said == [caption for film in told for caption in film]
     assert plain.said[: 1 + len(STORIES[0].shots)] == [

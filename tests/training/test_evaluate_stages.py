@@ -145,6 +145,8 @@ def test_a_run_is_compared_stage_by_stage(trained: Path, monkeypatch: pytest.Mon
     assert {row["source"] for row in plain["rows"]} == {"renders", "teacher", "ode"}
     assert [(c["name"], c["before"], c["after"]) for c in plain["changes"]] == [("stage", "teacher", "ode")]
     assert {g["name"] for g in plain["goals"]} >= {"place", "background kept"}
+    assert [axes["source"] for axes in plain["axes"]] == ["renders", "teacher", "ode"]
+    assert "transition control: F1" in result.stdout
     with Image.open(sheet) as picture:
         assert picture.width == 5 * (2 * TINY_LATENT[1] * 16 + 4) - 4
         assert picture.height > 3 * TINY_LATENT[0] * 16
