@@ -1,0 +1,202 @@
+"""What several processes do in tests, and how they are started: quickly, from a server that has torch loaded already.
+
+Jobs get the team and the test's folder and return plain values or tensors, which the test receives by rank.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shotstream.runtime.config import DiTConfig
+from shotstream.runtime.model.transformer import Transformer
+from shotstream.training.data.teacher_data import Phase
+from shotstream.training.distributed.launch import ALONE, Team, team_of
+from shotstream.training.distributed.sharding import whole
+from shotstream.training.stages.dmd import DmdRecipe, InterStage, IntraStage
+from shotstream.training.stages.ode import OdeRecipe, OdeStage
+from shotstream.training.stages.pairs import Pairs
+from shotstream.training.stages.teacher import RANDOM, TeacherRecipe, TeacherStage
+from shotstream.training.world.parts import PARTS
+
+Job = Callable[..., Any]
+
+CONFIG = DiTConfig(dim=32, heads=2, ffn_dim=48, layers=2, channels=4, text_len=5, text_dim=12, freq_dim=32, shift=3.0)
+FULL = {"precision": "float32"}
+TEACHER = TeacherRecipe(
+    model=CONFIG, phases=(Phase(4, 4, 1, 2), Phase(4, 4, 3, 6)), parts_layer=0, motion_weight=1.0, warmup=1, seed=3,
+    init=RANDOM, noise_share=0.3, optimizer="adamw", **FULL,
+)  # fmt: skip
+ODE = OdeRecipe(steps=8, batch=4, frames=6, text_drop=0.5, optimizer="adamw", **FULL)
+DMD = DmdRecipe(steps=8, batch=4, frames=6, shots=2, ratio=2, **FULL)
+
+
+def _seeded(shape: tuple[int, ...], *seed: int) -> Tensor:
+    number = sum(s * 1009**i for i, s in enumerate(seed)) % (1 << 62)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(number))
+
+
+class Stories:
+    """Eight stories of two to four shots, all noise."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def shots(self, story: int) -> int:
+        return 2 + story % 3
+
+    def latents(self, story: int, shot: int) -> int:
+        return 6
+
+    def singles(self, story: int, shot: int) -> int:
+        return 3
+
+    def clip(self, story: int, shot: int, frames: int) -> Tensor:
+        return _seeded((frames, 4, 4, 4), 1, story, shot)
+
+    def clip_parts(self, story: int, shot: int, frames: int) -> Tensor:
+        return (_seeded((frames, 4, 4, len(PARTS)), 2, story, shot).abs() * 50).clamp(max=255).to(torch.uint8)
+
+    def single(self, story: int, shot: int, position: int) -> Tensor:
+        return _seeded((4, 4, 4), 3, story, shot, position)
+
+    def single_parts(self, story: int, shot: int, position: int) -> Tensor:
+        return (_seeded((4, 4, len(PARTS)), 4, story, shot, position).abs() * 50).clamp(max=255).to(torch.uint8)
+
+    def context(self, story: int, shot: int, budget: int = 6) -> tuple[Tensor, list[int]]:
+        return _seeded((budget, 4, 4, 4), 5, story, shot), [i * shot // budget for i in range(budget)]
+
+    def captions(self, story: int, shots: Sequence[int], wording: int | None) -> list[str]:
+        return [f"{story} {shot}" for shot in shots]
+
+
+class Text:
+    """An embedding for every text."""
+
+    def encode(self, captions: list[str]) -> Tensor:
+        return torch.stack([_seeded((5, 12), *map(ord, caption)) for caption in captions])
+
+
+class Codec:
+    """Latents as pixels: four frames a latent, 8 pixels a side, and the mean back."""
+
+    def decode(self, z_BFCHW: Tensor) -> Tensor:
+        video = z_BFCHW[:, :, :3].repeat_interleave(4, 1)[:, 3:].tanh()
+        return video.repeat_interleave(8, -1).repeat_interleave(8, -2)
+
+    def encode_frames(self, frames_NCHW: Tensor) -> Tensor:
+        small = frames_NCHW[..., ::8, ::8]
+        return torch.cat([small, small.mean(1, keepdim=True)], dim=1)
+
+
+def network(seed: int) -> Transformer:
+    torch.manual_seed(seed)
+    return Transformer(CONFIG)
+
+
+def write_pairs(folder: Path) -> None:
+    """Eight trajectories of noise, one in two behind history."""
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = [[0] * 6 + [1] * 6, [0, 0, 0, 1, 1, 1] + [2] * 6]
+    rows = [[0] * 12, [0, 0, 0, 1, 1, 1] + [2] * 6]
+    tensors = {
+        "states": _seeded((8, 5, 6, 4, 4, 4), 6).half(), "context": _seeded((8, 6, 4, 4, 4), 7).half(),
+        "flags": torch.tensor(flags * 4), "rows": torch.tensor(rows * 4),
+    }  # fmt: skip
+    captions = {f"captions_{i}": "\n".join(f"{i} {k}" for k in range(1 if i % 2 == 0 else 3)) for i in range(8)}
+    save_file(tensors, folder / "pairs_00000.safetensors", metadata=captions)
+
+
+def make_stage(name: str, folder: Path, team: Team, **changes: Any) -> Any:
+    """A stage by name; `changes` are fields of its recipe."""
+    if name == "teacher":
+        return TeacherStage(replace(TEACHER, **changes), [Stories()], Stories(), Text(), Codec(), team=team)
+    if name == "ode":
+        return OdeStage(replace(ODE, **changes), network(1), Text(), Pairs(folder), Stories(), Codec(), team)
+    kind = IntraStage if name == "intra" else InterStage
+    changes = ({"lora_rank": 3} if name == "inter" else {}) | changes
+    networks = [network(1), network(2), network(3)]
+    return kind(replace(DMD, **changes), *networks, Text(), Stories(), Stories(), Codec(), team)
+
+
+def steps_of(stage: Any, numbers: Sequence[int]) -> tuple[list[dict[str, float]], list[dict[str, Tensor]]]:
+    """Figures of those steps, and before every update the whole gradient by parameter."""
+    taken: list[dict[str, Tensor]] = []
+
+    def watch(optimizer: Any, modules: dict[str, Any]) -> None:
+        step = optimizer.step
+
+        def watched() -> None:
+            named = [(f"{m}.{k}", p) for m, module in modules.items() for k, p in module.named_parameters()]
+            taken.append({name: whole(p.grad).clone() for name, p in named if p.grad is not None})
+            step()
+
+        optimizer.step = watched
+
+    if hasattr(stage, "fake"):
+        watch(stage.optimizer, {"generator": stage.generator})
+        watch(stage.critic_optimizer, {"fake": stage.fake})
+    else:
+        watch(stage.optimizer, {"dit": stage.model} | ({"parts": stage.parts} if hasattr(stage, "parts") else {}))
+    return [stage.step(number, 1.0) for number in numbers], taken
+
+
+def run_steps(team: Team, folder: Path, jobs: Sequence[tuple[str, Sequence[int], dict[str, Any]]]) -> list[Any]:
+    """Several stages' steps, one stage after the other."""
+    return [steps_of(make_stage(name, folder, team, **changes), numbers) for name, numbers, changes in jobs]
+
+
+def alone(job: Job, folder: Path, *arguments: Any) -> Any:
+    """The job in this process."""
+    return job(ALONE, folder, *arguments)
+
+
+def together(size: int, job: Job, folder: Path, *arguments: Any) -> list[Any]:
+    """The job in `size` processes; their results by rank. Raises what went wrong in the first that failed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["distributed_jobs"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = [folder / f"result-{rank}.pt" for rank in range(size)]
+    for path in places:
+        path.unlink(missing_ok=True)
+    processes = [
+        context.Process(target=_member, args=(rank, size, port, str(path), job, folder, arguments))
+        for rank, path in enumerate(places)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+    results = [torch.load(path, weights_only=False) if path.exists() else None for path in places]
+    for rank, process in enumerate(processes):
+        if process.exitcode:
+            raise RuntimeError(f"process {rank} of {size} ended with {process.exitcode}: {results[rank]}")
+    return results
+
+
+def _member(rank: int, size: int, port: int, path: str, job: Job, folder: Path, arguments: tuple[Any, ...]) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    try:
+        with team_of("cpu") as team:
+            torch.save(job(team, folder, *arguments), path)
+    except Exception as error:
+        torch.save(f"{type(error).__name__}: {error}", path)
+        raise
