@@ -242,7 +242,7 @@ def test_rows_train_within_their_budget_and_play(run: Path, name: str, tmp_path:
     said: list[str] = []
     make_row(name, load_parts(run, RECIPE, "cpu"), SETTINGS, tmp_path, said.append)
     result = finished(tmp_path, [name], SETTINGS)[name]
-    assert 0.005 <= result["tflop"] < 0.2
+    assert 0.005 <= result["cost"]["tflop"] < 0.2
     assert result["speed"]["fps"] > 0
     assert result["speed"]["wait_s"] > 0
     assert len(result["report"]["axes"]) == 1
@@ -290,3 +290,16 @@ def test_the_command_names_what_is_wrong(run: Path, tmp_path: Path) -> None:
     assert "there is no row 'owls'" in said("owls", "--out", str(tmp_path))
     assert "holds no weights of teacher" in said("ours", "--run", str(tmp_path), "--out", str(tmp_path / "t"))
     assert "no finished row yet" in said("--report", "--out", str(tmp_path / "t"))
+
+
+def test_a_row_that_was_killed_behind_its_training_is_only_played(run: Path, tmp_path: Path) -> None:
+    parts = load_parts(run, RECIPE, "cpu")
+    said: list[str] = []
+    make_row("all-at-once", parts, SETTINGS, tmp_path, said.append)
+    first = json.loads((tmp_path / "all-at-once.json").read_text())
+    (tmp_path / "all-at-once.json").unlink()
+    assert any("TFLOP" in line for line in said)
+    said.clear()
+    make_row("all-at-once", parts, SETTINGS, tmp_path, said.append)
+    assert not any("TFLOP" in line for line in said)
+    assert json.loads((tmp_path / "all-at-once.json").read_text())["pooled"] == first["pooled"]

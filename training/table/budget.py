@@ -19,6 +19,7 @@ class Budget:
 
     def __init__(self, tflop: float) -> None:
         self.flop, self.spent = 1e12 * tflop, 0.0
+        self.updates: dict[str, int] = defaultdict(int)
         self._counted: dict[str, list[int]] = defaultdict(list)
 
     @property
@@ -30,6 +31,7 @@ class Budget:
     def charge(self, kind: str) -> Iterator[None]:
         """Charge what runs inside; all work of one kind costs about the same."""
         counted = self._counted[kind]
+        self.updates[kind] += 1
         if len(counted) < SAMPLES:
             with FlopCounterMode(display=False) as counter:
                 yield

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.model.transformer import Transformer
 from shotstream.training.data.latents import LatentStories
 from shotstream.training.evaluation.evaluate import evaluation_stories, measure
 from shotstream.training.evaluation.sources import Frames
@@ -49,7 +50,10 @@ def load_parts(run: Path, recipe: Recipe, device: str) -> Parts:
         if not (run / stage / "dit.safetensors").is_file():
             raise UserError(f"{run} holds no weights of {stage}; run 'shotstream train {stage} --out {run}' first")
     text = load_text_weights(run / "text" / "text.safetensors").to(device)
-    vae = TinyVAE.load(trained_codec(run)).eval().requires_grad_(False).to(device)
+    codec = TinyVAE.load(trained_codec(run))
+    vae = TinyVAE(replace(codec.config, steady=recipe.steady))  # as it is exported
+    vae.load_state_dict(codec.state_dict())
+    vae.eval().requires_grad_(False).to(device)
     data = LatentStories(run / "latents", recipe.latents)
     config = load_dit_weights(run / "ode" / "dit.safetensors", "ode").config
     pairs = Trajectories(run / "ode" / "pairs", recipe.ode, data, config)
@@ -62,16 +66,15 @@ def result_file(out: Path, name: str) -> Path:
 
 
 def make_row(name: str, parts: Parts, settings: TableSettings, out: Path, progress: Progress) -> None:
-    """Train, play and read one row; writes NAME.json, NAME.safetensors and a sheet, NAME.png, into `out`."""
-    method, begin = METHODS[name], time.monotonic()
+    """Train, play and read one row; writes NAME.json and a sheet, NAME.png, into `out`.
 
-    def told(share: float, figures: dict[str, float]) -> None:
-        progress(f"{name}: {100 * share:.0f} % of {settings.train.tflop:g} TFLOP, " + _shown(figures))
-
-    model, budget = train(method, parts, settings.train, told)
-    trained = time.monotonic() - begin
-    save_weights(model, model.config.to_json(), out / f"{name}.safetensors", torch.float16)
-    player = Player(method.plan, model, parts.text, parts.vae, parts.data, settings.train.frames, settings.sampler)
+    The trained weights stay in NAME.safetensors, with NAME.cost.json; a row that was killed behind its training goes
+    on from them.
+    """
+    model, cost = _trained(name, parts, settings, out, progress)
+    player = Player(
+        METHODS[name].plan, model, parts.text, parts.vae, parts.data, settings.train.frames, settings.sampler
+    )
     stories = evaluation_stories(settings.stories, settings.seed)
     progress(f"{name}: on the clock")
     speed = player.speed(stories[0])
@@ -89,21 +92,45 @@ def make_row(name: str, parts: Parts, settings: TableSettings, out: Path, progre
     result: dict[str, Any] = {
         "row": name,
         "settings": asdict(settings),
-        "tflop": budget.spent / 1e12,
-        "train_seconds": trained,
+        "cost": cost,
         "speed": asdict(speed),
         "pooled": {k: asdict(v) for k, v in report.pooled(name).scores.items()},
         "report": report.as_dict(),
     }
-    scratch = result_file(out, name).with_suffix(".tmp")
-    scratch.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    scratch.replace(result_file(out, name))
+    _write_json(result, result_file(out, name))
+
+
+def _trained(
+    name: str, parts: Parts, settings: TableSettings, out: Path, progress: Progress
+) -> tuple[Transformer, dict[str, Any]]:
+    """The row's model and what its training cost: trained now, or found from before."""
+    weights, note = out / f"{name}.safetensors", out / f"{name}.cost.json"
+    if weights.is_file() and note.is_file():
+        cost = json.loads(note.read_text(encoding="utf-8"))
+        if cost["settings"] == _plain(settings.train):
+            return parts.ready(load_dit_weights(weights, f"table {name}")), cost
+
+    def told(share: float, figures: dict[str, float]) -> None:
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
+        progress(f"{name}: {100 * share:.0f} % of {settings.train.tflop:g} TFLOP, {shown}")
+
+    begin = time.monotonic()
+    model, budget = train(METHODS[name], parts, settings.train, told)
+    cost = {
+        "settings": _plain(settings.train),
+        "tflop": budget.spent / 1e12,
+        "updates": budget.updates,
+        "seconds": time.monotonic() - begin,
+    }
+    save_weights(model, model.config.to_json(), weights)
+    _write_json(cost, note)
+    return model, cost
 
 
 def finished(out: Path, names: Sequence[str], settings: TableSettings) -> dict[str, dict[str, Any]]:
     """Results that are there, by row; UserError for those that were made under other settings."""
     found = {}
-    wanted = json.loads(json.dumps(asdict(settings)))
+    wanted = _plain(settings)
     for name in names:
         path = result_file(out, name)
         if path.is_file():
@@ -123,5 +150,12 @@ def _write_film(story: Story, shots: Sequence[Frames], path: Path) -> None:
     write_sheet(rows, path)
 
 
-def _shown(figures: dict[str, float]) -> str:
-    return "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
+def _plain(settings: object) -> Any:
+    """Settings as json holds them."""
+    return json.loads(json.dumps(asdict(settings)))  # type: ignore[call-overload]  # a dataclass of this room
+
+
+def _write_json(value: dict[str, Any], path: Path) -> None:
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    scratch.replace(path)

@@ -48,7 +48,10 @@ class Parts:
 
     def model(self, stage: str) -> Transformer:
         """A fresh copy of a stage's weights."""
-        model = load_dit_weights(self.run / stage / "dit.safetensors", stage)
+        return self.ready(load_dit_weights(self.run / stage / "dit.safetensors", stage))
+
+    def ready(self, model: Transformer) -> Transformer:
+        """The model on the device, with the attention that training uses."""
         for block in model.blocks:
             block.attention = training_attention(self.device)  # type: ignore[assignment]  # ModuleList hides its kind
         return model.to(self.device)
