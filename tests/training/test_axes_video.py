@@ -310,6 +310,7 @@ def test_bad_files_are_answered_with_one_sentence(played: Path, spoil: Callable[
         (["--video", "{films}", "--features", "dino"], "give its folder with --features-weights"),
         (["--video", "{films}", "--features", "clip", "--features-weights", "{films}/none"], "no config.json"),
         (["--video", "{films}", "--cuts", "eyes"], "there is no cuts 'eyes'; there is oracle, pyscenedetect"),
+        (["--video", "{films}", "--device", "tpu7"], "there is no device 'tpu7'"),
         (["--cuts", "eyes"], "there is no cuts 'eyes'"),
     ],
 )

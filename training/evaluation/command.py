@@ -169,15 +169,13 @@ def _of_run(choice: RunChoice, stories: int, seed: int, parts: Parts, tell: Prog
 def _of_films(path: Path, names: Sequence[str], folder: Path | None, find: CutFinder, device: str, seed: int,
               tell: Progress) -> dict[str, object]:  # fmt: skip
     """Measure finished films; print their axes."""
-    import torch
-
-    from shotstream.runtime.runtime import assemble_registry
+    from shotstream.runtime.runtime import assemble_registry, checked_device
     from shotstream.training.evaluation.axes import axes_lines
     from shotstream.training.evaluation.video import find_films
     from shotstream.training.evaluation.video_axes import extractors_of, video_axes
 
     films, registry = find_films(path), assemble_registry()
-    made = [(name, registry.factory("features", name)(folder, torch.device(device))) for name in names]
+    made = [(name, registry.factory("features", name)(folder, checked_device(device))) for name in names]
     axes = video_axes(path.name, films, extractors_of(made), find, seed, tell)
     for line in axes_lines([axes]):
         typer.echo(line)
@@ -185,11 +183,9 @@ def _of_films(path: Path, names: Sequence[str], folder: Path | None, find: CutFi
 
 
 def _cut_finder(name: str, device: str) -> CutFinder:
-    import torch
+    from shotstream.runtime.runtime import assemble_registry, checked_device
 
-    from shotstream.runtime.runtime import assemble_registry
-
-    find: CutFinder = assemble_registry().factory("cuts", name)(torch.device(device))
+    find: CutFinder = assemble_registry().factory("cuts", name)(checked_device(device))
     return find
 
 

@@ -1,6 +1,6 @@
 """What a story's readings are worth: tallies per metric, bootstrap intervals over stories, and the report.
 
-No model and no rendering here; evaluate.py makes the readings, evaluate_goals.py holds the figures against the goals.
+No model and no rendering here; evaluate.py makes the readings, goals.py holds the figures against the goals.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where the frames under measurement come from: true renders, renders behind a codec, and sessions of the runtime.
 
 A source plays stories of the world to frames. It reads nothing and scores nothing; the teacher's source is in
-evaluate_teacher.py.
+teacher.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The teacher as a source of frames: it plays whole stories with its bidirectional sampler, shot by shot.
 
 Every shot stands behind the teacher's own earlier shots, chosen and encoded as a session does it. Many stories advance
-together, because sampling one alone leaves a processor idle. The student's source is in evaluate_sources.py.
+together, because sampling one alone leaves a processor idle. The student's source is in sources.py.
 """
 
 from __future__ import annotations
