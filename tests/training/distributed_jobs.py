@@ -18,10 +18,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shotstream.runtime.config import DiTConfig
+from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
+from shotstream.runtime.parity.report import LOSS, compare
+from shotstream.runtime.parity.vectors import VectorFile
 from shotstream.training.data.teacher_data import Phase
 from shotstream.training.distributed.launch import ALONE, Team, team_of
-from shotstream.training.distributed.sharding import whole
+from shotstream.training.distributed.scale import Scale
+from shotstream.training.distributed.sharding import place, whole
+from shotstream.training.method import objectives
+from shotstream.training.method.conditioning import Conditioning, route_frames
+from shotstream.training.method.draws import TorchDraws
+from shotstream.training.method.parity_cases import RecordedDraws
+from shotstream.training.method.rollout import RolloutSettings
 from shotstream.training.stages.dmd import DmdRecipe, InterStage, IntraStage
 from shotstream.training.stages.ode import OdeRecipe, OdeStage
 from shotstream.training.stages.pairs import Pairs
@@ -153,6 +162,52 @@ def steps_of(stage: Any, numbers: Sequence[int]) -> tuple[list[dict[str, float]]
 def run_steps(team: Team, folder: Path, jobs: Sequence[tuple[str, Sequence[int], dict[str, Any]]]) -> list[Any]:
     """Several stages' steps, one stage after the other."""
     return [steps_of(make_stage(name, folder, team, **changes), numbers) for name, numbers, changes in jobs]
+
+
+def reference_teacher(team: Team, folder: Path, vectors: Path) -> list[str]:
+    """Faults of the sharded teacher loss and its gradients against the reference's."""
+    file = VectorFile.load(vectors)
+    name = "train_teacher_A"
+    case = file.cases[name]
+    model = place(file.model(case["weights"], context_frames=case["cond"].shape[1]), team, Scale("float32"))
+    flags = case["flags"][None].long()
+    given = Conditioning(case["cond"], case["prompt_embeds"], flags, flags if len(case["prompt_embeds"]) > 1 else None)
+    loss = objectives.teacher_loss(model, file.schedule(), case["latent"], given, RecordedDraws(case))
+    loss.backward()
+    ours = {key: whole(p.grad) for key, p in model.named_parameters() if p.grad is not None}
+    rows = [compare(name, key, ours[key.removeprefix("model.")], g, 2e-5) for key, g in case["grads"].items()]
+    rows.append(compare(name, "loss", loss.detach(), torch.as_tensor(case["loss"]), LOSS))
+    return [f"{row.quantity}: {row.status}" for row in rows if row.status != "passed"]
+
+
+def distillation(
+    team: Team, folder: Path, switches: dict[str, Any], scale: Scale, critic: bool = False
+) -> tuple[float, dict[str, Tensor], list[str]]:
+    """Loss, whole gradient and dtypes of one sample's generator or critic loss, the same sample in every process."""
+    generator, fake, real = (place(network(seed), team, scale) for seed in (1, 2, 3))
+    real.requires_grad_(False)
+    routing = route_frames([0, 0, 0, 1, 1, 1], 9, 2, 3)
+    given = Conditioning.batch(_seeded((1, 6, 4, 4, 4), 8), [_seeded((3, 5, 12), 9)], [routing])
+    settings = objectives.DmdSettings(rollout=RolloutSettings(**switches))
+    draws = TorchDraws(torch.Generator().manual_seed(13))  # leaves the roll-out at its third step
+    schedule = NoiseSchedule(3.0)
+    steps = schedule.warp(CONFIG.nominal_steps)
+    with scale.autocast(team.device):
+        if critic:
+            result = objectives.dmd_critic_loss(generator, fake, schedule, steps, given, 9, draws, settings=settings)
+        else:
+            negative = torch.zeros(1, 5, 12)
+            result = objectives.dmd_generator_loss(
+                generator, real, fake, schedule, steps, given, negative, 9, draws, settings=settings
+            )
+    result.loss.backward()
+    named = list((fake if critic else generator).named_parameters())
+    gradients = {key: whole(p.grad).clone() for key, p in named if p.grad is not None}
+    return result.loss.item(), gradients, sorted({str(p.dtype) for _, p in named} | {str(result.x0_BFCHW.dtype)})
+
+
+def distillations(team: Team, folder: Path, cases: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [distillation(team, folder, *case) for case in cases]
 
 
 def alone(job: Job, folder: Path, *arguments: Any) -> Any:

@@ -20,7 +20,8 @@ STAGES = [
     ("teacher", [5], {"train_only": "self_attn", "checkpointing": True, "weighting": "gaussian"}),
     ("ode", [0, 1, 2], {}),
     ("ode", [1], {"history": "clean"}),
-    ("intra", [0, 1], {}),
+    ("intra", [0], {}),
+    ("intra", [1], {}),
     ("intra", [0], {"checkpointing": True}),
     ("inter", [0], {}),
 ]
