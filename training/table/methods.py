@@ -44,6 +44,7 @@ METHODS: Mapping[str, Method] = {
     "stage-1": _without("stage 1 only", own_history=0.0),
     "stage-2": _without("stage 2 only", own_history=1.0),
     "detached": _without("no gradient through the cache", rollout=RolloutSettings(detach_cache=True)),
+    "ours-rolling": _without("a rolling denoising window inside each shot", rolling=True),
     "steps-1": _without("1 denoising step", steps=(1000,)),
     "steps-2": _without("2 denoising steps", steps=(1000, 500)),
 }
