@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
+import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shotstream.runtime.config import DiTConfig
+from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.parity.report import LOSS, compare
 from shotstream.runtime.parity.vectors import VectorFile
 from shotstream.training.data.teacher_data import Phase
+from shotstream.training.distributed import checkpoint
 from shotstream.training.distributed.launch import ALONE, Team, team_of
 from shotstream.training.distributed.scale import Scale
 from shotstream.training.distributed.sharding import place, whole
@@ -35,6 +40,7 @@ from shotstream.training.stages.dmd import DmdRecipe, InterStage, IntraStage
 from shotstream.training.stages.ode import OdeRecipe, OdeStage
 from shotstream.training.stages.pairs import Pairs
 from shotstream.training.stages.teacher import RANDOM, TeacherRecipe, TeacherStage
+from shotstream.training.stages.trainer import LoopConfig, run_stage
 from shotstream.training.world.parts import PARTS
 
 Job = Callable[..., Any]
@@ -206,6 +212,60 @@ def distillation(
     return result.loss.item(), gradients, sorted({str(p.dtype) for _, p in named} | {str(result.x0_BFCHW.dtype)})
 
 
+class Watched:
+    """A stage whose figures are kept unrounded, and that may do something before a step."""
+
+    def __init__(self, stage: Any, before: Callable[[int], None] | None = None) -> None:
+        self.stage, self.before = stage, before
+        self.figures: dict[int, dict[str, float]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stage, name)
+
+    def step(self, index: int, lr_factor: float) -> dict[str, float]:
+        if self.before is not None:
+            self.before(index)
+        self.figures[index] = self.stage.step(index, lr_factor)
+        return self.figures[index]
+
+
+def train(
+    team: Team, folder: Path, out: Path, name: str, steps: int | None = None, changes: dict[str, Any] | None = None,
+    fault: str = "",
+) -> tuple[dict[int, dict[str, float]], dict[str, Tensor]]:  # fmt: skip
+    """Go on with a stage of 8 steps, saved every 2; figures by step, and all trained tensors afterwards.
+
+    Faults of the last process: "killed" before step 5, "killed saving" and "disk full" at the second save, "refused"
+    with a sentence before step 5, "nan" in step 5.
+    """
+    stage = Watched(make_stage(name, folder, team, **(changes or {})))
+    if fault and team.rank == team.size - 1:
+        stage.before = lambda index: _break(fault, index)
+    if fault == "nan":
+        stage.before = lambda index: _poison(stage.stage) if index == 5 else None
+    loop = LoopConfig(8, warmup=2, decay=0.5, save_every=2, log_every=1, sheet_every=100)
+    run_stage(stage, loop, out, team=team, steps=steps)
+    tensors: dict[str, Tensor] = {}
+    checkpoint._split(stage.state_dict(), "", tensors)
+    return stage.figures, {key: whole(value).clone() for key, value in tensors.items()}
+
+
+def _break(fault: str, index: int) -> None:
+    if index == 3 and fault == "killed saving":
+        Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, method-assign]
+    if index == 3 and fault == "disk full":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    if index == 5 and fault == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if index == 5 and fault == "refused":
+        raise UserError("this process cannot read its videos")
+
+
+@torch.no_grad()
+def _poison(stage: Any) -> None:
+    next(iter(stage.model.parameters())).fill_(float("nan"))
+
+
 def distillations(team: Team, folder: Path, cases: Sequence[tuple[Any, ...]]) -> list[Any]:
     return [distillation(team, folder, *case) for case in cases]
 
@@ -216,7 +276,18 @@ def alone(job: Job, folder: Path, *arguments: Any) -> Any:
 
 
 def together(size: int, job: Job, folder: Path, *arguments: Any) -> list[Any]:
-    """The job in `size` processes; their results by rank. Raises what went wrong in the first that failed."""
+    """The job in `size` processes; their results by rank. RuntimeError if one of them fails."""
+    codes, results = outcome(size, job, folder, *arguments)
+    if any(codes):
+        raise RuntimeError(f"processes ended with {codes}: {results}")
+    return results
+
+
+def outcome(size: int, job: Job, folder: Path, *arguments: Any) -> tuple[list[int | None], list[Any]]:
+    """Exit codes and results by rank; the result of a process that failed is what it said, None if it was quiet.
+
+    One process is a plain one. As torchrun does, this ends the others a moment after one has failed.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["distributed_jobs"])
     with socket.socket() as free:
@@ -231,27 +302,30 @@ def together(size: int, job: Job, folder: Path, *arguments: Any) -> list[Any]:
     ]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(240)
+    deadline = time.monotonic() + 240
+    while any(p.is_alive() for p in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        if any(p.exitcode for p in processes):
+            deadline = min(deadline, time.monotonic() + 20)
     for process in processes:
         if process.is_alive():
             process.kill()
+        process.join()
     results = [torch.load(path, weights_only=False) if path.exists() else None for path in places]
-    for rank, process in enumerate(processes):
-        if process.exitcode:
-            raise RuntimeError(f"process {rank} of {size} ended with {process.exitcode}: {results[rank]}")
-    return results
+    return [process.exitcode for process in processes], results
 
 
 def _member(rank: int, size: int, port: int, path: str, job: Job, folder: Path, arguments: tuple[Any, ...]) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
+    if size > 1:
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        )  # fmt: skip
     torch.set_num_threads(1)
     try:
         with team_of("cpu") as team:
             torch.save(job(team, folder, *arguments), path)
     except Exception as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         torch.save(f"{type(error).__name__}: {error}", path)
         raise

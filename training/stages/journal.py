@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,8 @@ class Journal:
     def close(self) -> None:
         """Write out what TensorBoard holds back."""
         if self.scalars is not None:
-            self.scalars.close()
+            with suppress(OSError):  # a full disk has been said by then, or hurts nobody
+                self.scalars.close()
 
 
 def _step(line: str) -> int:

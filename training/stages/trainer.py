@@ -126,6 +126,11 @@ def run_stage(
                     journal.draw()
             if late:
                 break
+    except OSError as error:  # most often a full disk
+        raise UserError(
+            f"stage {stage.name} stopped at step {step} ({error}); the last checkpoint is whole, make room and "
+            "run again"
+        ) from error
     finally:
         if journal is not None:
             journal.close()
