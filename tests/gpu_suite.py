@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON_PATH = ROOT / "build" / "mypy"
 """Where `make links` shows the rooms under the names they are installed by."""
 MODELS = ROOT / "tests" / "gpu_models.py"
+REFERENCE = "bench-reference"
+"""The step that needs a checkout of the public reference: `tests/gpu_reference.py` says how to get one."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step went: passed, skipped, failed, out of time, or not begun."""
+    """How a step went: passed, skipped, failed, out of time, not begun, or not asked for."""
 
     name: str
     state: str
@@ -44,10 +46,11 @@ class Outcome:
     last_lines: tuple[str, ...]
 
 
-def steps(out: Path) -> tuple[Step, ...]:
-    """All of it, what matters most first."""
+def steps(out: Path, reference: Path | None = None) -> tuple[Step, ...]:
+    """All of it, what matters most first. reference: folder of the public reference's checkout, if there is one."""
     pytest = ("-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu", "--tb=short", "-rs")
     models = (str(MODELS), "--out", str(out))
+    beside = ("tests/gpu_reference.py", "--reference", str(reference), "--shots", "3", "--out", f"{out}/reference.json")
     return (
         Step(
             "test-kernels",
@@ -56,6 +59,7 @@ def steps(out: Path) -> tuple[Step, ...]:
         ),
         Step("test-engine", (*pytest, "tests/runtime/test_graph_gpu.py", "tests/runtime/test_decoder_gpu.py"), 120),
         Step("bench-wan", (*models, "--model", "wan-1.3b"), 240, 60),
+        *([Step(REFERENCE, beside, 150, 60)] if reference else []),
         Step("bench-attention", ("-m", "shotstream.kernels.attention.bench", "--json", f"{out}/attention.json"), 90),
         Step("bench-fused", ("-m", "shotstream.kernels.fused.bench", "--json", f"{out}/fused.json"), 60),
         Step("bench-tiny", (*models, "--model", "tiny"), 60),
@@ -118,6 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "gpu-suite", help="folder for all results")
     parser.add_argument("--minutes", type=float, default=9.0, help="no step begins or goes on after that")
     parser.add_argument("--only", default="", help="only steps with this in their name")
+    parser.add_argument(
+        "--reference", type=Path, help="checkout of the public reference, to measure its loop beside ours"
+    )
     parser.add_argument("--anyway", action="store_true", help="also without a GPU: what needs one is skipped or fails")
     given = parser.parse_args(arguments)
     begin = time.monotonic()
@@ -126,16 +133,19 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit("There is no GPU here, or this torch was built without CUDA; see --anyway.")
     given.out.mkdir(parents=True, exist_ok=True)
     outcomes = []
-    for step in steps(given.out.resolve()):
+    for step in steps(given.out.resolve(), given.reference and given.reference.resolve()):
         if given.only in step.name:
             outcomes.append(run(step, given.out, given.minutes * 60 - (time.monotonic() - begin)))
             sys.stdout.write(f"{outcomes[-1].name}: {outcomes[-1].state}, {outcomes[-1].seconds} s\n")
             sys.stdout.flush()
+    if given.reference is None and given.only in REFERENCE:
+        outcomes.append(Outcome(REFERENCE, "not asked for", 0.0, ()))
+        sys.stdout.write(f"{REFERENCE}: not asked for, it wants --reference FOLDER\n")
     text = summary(outcomes, found, given.out)
     (given.out / "summary.md").write_text(text)
     (given.out / "outcomes.json").write_text(json.dumps([asdict(each) for each in outcomes], indent=1) + "\n")
     sys.stdout.write(f"\n{text}")
-    return 0 if all(each.state == "passed" for each in outcomes) else 1
+    return 0 if all(each.state in ("passed", "not asked for") for each in outcomes) else 1
 
 
 if __name__ == "__main__":
