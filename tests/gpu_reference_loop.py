@@ -148,16 +148,25 @@ def import_reference(folder: Path, setting: Setting) -> Any:
             with setting.device:
                 return cast(Any, cls)(**sizes, out_dim=c.channels, eps=c.eps, **options)
 
-    for package in ("wan", "wan.modules", "utils", "model", "pipeline"):
-        _stand_in(package, __path__=[str(folder.joinpath(*package.split(".")))])
-    _stand_in("diffusers.configuration_utils", ConfigMixin=type("ConfigMixin", (), {}), register_to_config=lambda f: f)
-    _stand_in("diffusers.models.modeling_utils", ModelMixin=Model)
-    _stand_in("einops", rearrange=rearrange, repeat=None)
-    _stand_in("peft")
-    _stand_in("flask", config=None)
-    _stand_in("wan.modules.tokenizers", HuggingfaceTokenizer=None)
-    _stand_in("wan.modules.vae", _video_vae=None)
-    _stand_in("wan.modules.t5", umt5_xxl=None)
+    own: dict[str, dict[str, Any]] = {
+        name: {"__path__": [str(folder.joinpath(*name.split(".")))]}
+        for name in ("wan", "wan.modules", "utils", "model", "pipeline")
+    }
+    unused: dict[str, dict[str, Any]] = {
+        "wan.modules.tokenizers": {"HuggingfaceTokenizer": None},
+        "wan.modules.vae": {"_video_vae": None},
+        "wan.modules.t5": {"umt5_xxl": None},
+    }
+    foreign: dict[str, dict[str, Any]] = {
+        "diffusers.configuration_utils": {"ConfigMixin": type("ConfigMixin", (), {}), "register_to_config": _as_it_is},
+        "diffusers.models.modeling_utils": {"ModelMixin": Model},
+        "einops": {"rearrange": rearrange, "repeat": None},
+        "peft": {},
+        "flask": {"config": None},
+    }
+    for name, content in (own | unused | foreign).items():
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__dict__.update(content)
     try:
         return importlib.import_module("pipeline.causal_inference_ar")
     except Exception as error:
@@ -165,12 +174,13 @@ def import_reference(folder: Path, setting: Setting) -> Any:
             f"the reference in {folder} cannot be imported ({type(error).__name__}: {error}); "
             "this script knows its version of 2026-03-31"
         ) from error
+    finally:
+        for name in foreign:  # others in this process may look for the real ones
+            del sys.modules[name]
 
 
-def _stand_in(name: str, **content: Any) -> None:
-    module = types.ModuleType(name)
-    module.__dict__.update(content)
-    sys.modules[name] = module
+def _as_it_is(function: Any) -> Any:
+    return function
 
 
 def rearrange(x: Tensor, pattern: str) -> Tensor:
