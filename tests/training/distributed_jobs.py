@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
@@ -30,7 +30,7 @@ from shotstream.training.data.teacher_data import Phase
 from shotstream.training.distributed import checkpoint
 from shotstream.training.distributed.launch import ALONE, Team, team_of
 from shotstream.training.distributed.scale import Scale
-from shotstream.training.distributed.sharding import place, whole
+from shotstream.training.distributed.sharding import copy_whole, place, place_part, whole
 from shotstream.training.method import objectives
 from shotstream.training.method.conditioning import Conditioning, route_frames
 from shotstream.training.method.draws import TorchDraws
@@ -38,6 +38,7 @@ from shotstream.training.method.parity_cases import RecordedDraws
 from shotstream.training.method.rollout import RolloutSettings
 from shotstream.training.stages.dmd import DmdRecipe, InterStage, IntraStage
 from shotstream.training.stages.ode import OdeRecipe, OdeStage
+from shotstream.training.stages.optim import build_optimizer
 from shotstream.training.stages.pairs import Pairs
 from shotstream.training.stages.teacher import RANDOM, TeacherRecipe, TeacherStage
 from shotstream.training.stages.trainer import LoopConfig, run_stage
@@ -210,6 +211,20 @@ def distillation(
     named = list((fake if critic else generator).named_parameters())
     gradients = {key: whole(p.grad).clone() for key, p in named if p.grad is not None}
     return result.loss.item(), gradients, sorted({str(p.dtype) for _, p in named} | {str(result.x0_BFCHW.dtype)})
+
+
+def optimize(team: Team, folder: Path) -> dict[str, Tensor]:
+    """Three Muon and AdamW updates from given gradients; layers whose rows do not split evenly among them."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 6), nn.Linear(6, 5), nn.Conv2d(3, 4, 2))
+    place_part(model, team, Scale("float32"))
+    optimizer = build_optimizer(model.named_parameters(), lr=0.1, weight_decay=0.1)
+    for step in range(3):
+        for number, p in enumerate(model.parameters()):
+            p.grad = torch.zeros_like(p)
+            copy_whole(p.grad, _seeded(tuple(p.shape), 10, step, number))
+        optimizer.step()
+    return {name: whole(p).clone() for name, p in model.named_parameters()}
 
 
 class Watched:

@@ -61,13 +61,10 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
         STAGES, found, expected, strict=True
     ):
         assert len(gradients) == len(gradients0) >= len(numbers)
-        # Only what stands before the first update is free of what an optimizer makes of rounding errors.
-        assert apart(gradients[0], gradients0[0]) < CLOSE, (name, changes)
-        for key, value in figures0[0].items():
-            if name != "inter" or key.startswith("generator"):
-                assert figures[0][key] == pytest.approx(value, rel=CLOSE), (name, key)
-        for ours, theirs in zip(gradients[1:], gradients0[1:], strict=True):
-            assert apart(ours, theirs) < 1e-4, (name, changes)
+        for ours, theirs in zip(gradients, gradients0, strict=True):
+            assert apart(ours, theirs) < CLOSE, (name, changes)
+        for ours, theirs in zip(figures, figures0, strict=True):
+            assert ours == pytest.approx(theirs, rel=CLOSE), (name, changes)
 
 
 def test_two_processes_compute_what_one_does(folder: Path, whole: list[Any]) -> None:

@@ -22,6 +22,7 @@ from shotstream.training.distributed.scale import Scale
 
 # Bytes that autograd keeps per token and block: times ffn_dim, times dim; with checkpointing times dim.
 _KEPT = {"float32": (8.0, 90.0, 4.5), "autocast": (4.0, 66.0, 6.0), "fsdp-bf16": (4.0, 51.0, 2.4)}
+_ENDS = 15.0  # before the first block and behind the last one, times dim
 # Bytes of a key and a value as the roll-out remembers them.
 _REMEMBERED = {"float32": 8, "autocast": 6, "fsdp-bf16": 4}
 
@@ -98,10 +99,11 @@ def _activations(config: DiTConfig, passes: Sequence[Pass], scale: Scale, device
         return own + past + scores * one.tokens * one.keys
 
     trained = [one for one in passes if one.trained]
+    ends = sum(one.tokens * _ENDS * config.dim for one in trained)
     if scale.checkpointing:
         kept = sum(config.layers * one.tokens * recomputed * config.dim for one in trained)
-        return kept + max(map(block, trained))
-    return config.layers * sum(map(block, trained))
+        return ends + kept + max(map(block, trained))
+    return ends + config.layers * sum(map(block, trained))
 
 
 def _caches(config: DiTConfig, passes: Sequence[Pass], scale: Scale) -> float:
