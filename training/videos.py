@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
@@ -37,13 +37,15 @@ def open_videos(folder: Path, config: DiTConfig) -> VideoLatents:
 
 def load_codec(info: DatasetInfo, weights: str, device: torch.device) -> Codec:
     """The codec of prepared videos; UserError if these weights are not the ones they were encoded with."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    codec = assemble_registry().factory("decoder", _CODECS[info.model])(ModelRequest(device, dtype, weights))
-    if hash_weights({"codec": codec}) != info.weights["codec"]:
+    make = assemble_registry().factory("decoder", _CODECS[info.model])
+    codec = make(ModelRequest(torch.device("cpu"), torch.float32, weights))
+    # Videos are prepared in float32 on a CPU and in bfloat16 on a GPU.
+    known = {hash_weights({"codec": each}) for each in (codec, copy.deepcopy(codec).bfloat16())}
+    if info.weights["codec"] not in known:
         raise UserError(
             f"the videos were encoded with another codec than {weights!r}; name the weights that 'train prepare' used "
             "in the recipe's key codec"
         )
-    if isinstance(codec, nn.Module):
-        codec.eval().requires_grad_(False)
-    return codec
+    if device.type == "cuda":
+        codec = make(ModelRequest(device, torch.bfloat16, weights))
+    return codec.eval().requires_grad_(False)

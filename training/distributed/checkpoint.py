@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from shotstream.runtime.errors import UserError
-from shotstream.training.distributed.launch import Team
+from shotstream.training.distributed.launch import Team, connection_lost
 from shotstream.training.distributed.sharding import copy_whole
 
 FORMAT = "shotstream.checkpoint.1"
@@ -51,8 +51,6 @@ def save(out: Path, step: int, stage: str, state: Mapping[str, Any], team: Team)
             shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
             header = {"format": FORMAT, "stage": stage, "step": step, "shapes": shapes, "values": plain}
             _write_json(part / "state.json", header)
-            if final.exists():  # the same step again, from a run whose time was up at once
-                shutil.rmtree(final)
             part.rename(final)
             _sweep(out, keep=final)
     return final
@@ -126,6 +124,8 @@ def _explained(what: str, advice: str) -> Iterator[None]:
         reason = next(iter(error.failures.values()))[0]
         raise UserError(f"{what} ({_reason(reason)}); {advice}") from error
     except Exception as error:  # safetensors, json and torch have many names for a broken file
+        if connection_lost(error):
+            raise
         raise UserError(f"{what} ({_reason(error)}); {advice}") from error
 
 

@@ -114,7 +114,7 @@ def team_of(device: str) -> Iterator[Team]:
         # No farewell to the group: it would wait for processes that are waiting elsewhere.
         if not _is_first_to_fail(store, number):
             raise SystemExit(2 if isinstance(error, UserError) else 1) from None
-        if _connection_lost(error):
+        if connection_lost(error):
             raise UserError(
                 f"another process of this training ended ({_first_line(error)}); see its last messages, then run the "
                 "same command again: it goes on from the last checkpoint"
@@ -130,8 +130,8 @@ def _is_first_to_fail(store: dist.Store, rank: int) -> bool:
         return rank == 0
 
 
-def _connection_lost(error: BaseException) -> bool:
-    """Gloo raises plain RuntimeErrors."""
+def connection_lost(error: BaseException) -> bool:
+    """Whether an error says that another process is gone; Gloo raises plain RuntimeErrors."""
     known = ("gloo", "Connection closed", "Connection reset")
     lost = isinstance(error, RuntimeError) and any(word in str(error) for word in known)
     return lost or isinstance(error, dist.DistError)
