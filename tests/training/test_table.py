@@ -35,7 +35,7 @@ from shotstream.training.table.methods import METHODS, OURS
 from shotstream.training.table.past import OwnPast, everything, forgotten, sampled, window
 from shotstream.training.table.report import table_lines, write_plot
 from shotstream.training.table.rolling import RoutedAttention, rolling_rollout
-from shotstream.training.table.rows import TableSettings, finished, load_parts, make_row
+from shotstream.training.table.rows import TableSettings, finished, load_parts, make_row, time_row
 from shotstream.training.table.students import Student, StudentPlan
 from shotstream.training.table.train import TrainSettings, train
 
@@ -301,5 +301,8 @@ def test_a_row_that_was_killed_behind_its_training_is_only_played(run: Path, tmp
     assert any("TFLOP" in line for line in said)
     said.clear()
     make_row("all-at-once", parts, SETTINGS, tmp_path, said.append)
+    time_row("all-at-once", parts, SETTINGS, tmp_path, said.append)
     assert not any("TFLOP" in line for line in said)
-    assert json.loads((tmp_path / "all-at-once.json").read_text())["pooled"] == first["pooled"]
+    again = json.loads((tmp_path / "all-at-once.json").read_text())
+    assert again["pooled"] == first["pooled"]
+    assert again["speed"] != first["speed"]

@@ -28,6 +28,7 @@ def table(
     stories: Annotated[int, typer.Option("--stories", min=2, help="Stories to score, half of them held out.")] = 12,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads.")] = None,
+    clock: Annotated[bool, typer.Option("--clock", help="Measure the speed of all finished rows again.")] = False,
     list_rows: Annotated[bool, typer.Option("--list", help="Print the rows and stop.")] = False,
     report_only: Annotated[bool, typer.Option("--report", help="Print the table of finished rows and stop.")] = False,
 ) -> None:
@@ -49,19 +50,20 @@ def table(
     from shotstream.runtime.sinks.base import ensure_writable
     from shotstream.training.recipe import load_recipe
     from shotstream.training.table.report import table_lines, write_plot
-    from shotstream.training.table.rows import TableSettings, finished, load_parts, make_row
+    from shotstream.training.table.rows import TableSettings, finished, load_parts, make_row, time_row
     from shotstream.training.table.train import TrainSettings
 
     if threads is not None:
         torch.set_num_threads(threads)
     settings = TableSettings(TrainSettings(tflop=tflop), stories=stories)
     ensure_writable(out)
-    missing = [name for name in names if name not in finished(out, names, settings)]
-    if missing and not report_only:
+    there = finished(out, names, settings)
+    work = there if clock else [name for name in names if name not in there]
+    if work and not report_only:
         with Console(stderr=True).status("loading ...") as status:
             parts = load_parts(run, load_recipe(recipe), device)
-            for name in missing:
-                make_row(name, parts, settings, out, status.update)
+            for name in work:
+                (time_row if clock else make_row)(name, parts, settings, out, status.update)
     results = finished(out, list(METHODS), settings)
     if not results:
         raise UserError(f"{out} holds no finished row yet")

@@ -72,9 +72,7 @@ def make_row(name: str, parts: Parts, settings: TableSettings, out: Path, progre
     on from them.
     """
     model, cost = _trained(name, parts, settings, out, progress)
-    player = Player(
-        METHODS[name].plan, model, parts.text, parts.vae, parts.data, settings.train.frames, settings.sampler
-    )
+    player = _player(name, model, parts, settings)
     stories = evaluation_stories(settings.stories, settings.seed)
     progress(f"{name}: on the clock")
     speed = player.speed(stories[0])
@@ -98,6 +96,20 @@ def make_row(name: str, parts: Parts, settings: TableSettings, out: Path, progre
         "report": report.as_dict(),
     }
     _write_json(result, result_file(out, name))
+
+
+def time_row(name: str, parts: Parts, settings: TableSettings, out: Path, progress: Progress) -> None:
+    """Measure a finished row's speed again; rows are comparable when this is done for all, one after the other."""
+    progress(f"{name}: on the clock")
+    model, _ = _trained(name, parts, settings, out, progress)
+    speed = _player(name, model, parts, settings).speed(evaluation_stories(settings.stories, settings.seed)[0])
+    result = finished(out, [name], settings)[name]
+    _write_json(result | {"speed": asdict(speed)}, result_file(out, name))
+
+
+def _player(name: str, model: Transformer, parts: Parts, settings: TableSettings) -> Player:
+    plan = METHODS[name].plan
+    return Player(plan, model, parts.text, parts.vae, parts.data, settings.train.frames, settings.sampler)
 
 
 def _trained(
