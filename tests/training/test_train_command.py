@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,19 @@ from shotstream.runtime.presets import hash_weights
 from shotstream.runtime.runtime import assemble_registry
 from shotstream.training.data.prepared import STORIES, DatasetInfo, PreparedShot, PreparedVideo, claim, write_video
 from shotstream.training.recipe import STAGES, load_recipe
-from shotstream.training.stages.journal import Journal
 from shotstream.training.train_command import STAGE_HELP
 from shotstream.training.videos import load_codec, open_videos
 
 SHIPPED = Path(__file__).parents[2] / "training" / "recipes" / "wan-1.3b.yaml"
-SIZES = {"dim": 32, "heads": 2, "ffn_dim": 64, "layers": 2, "channels": 32, "text_len": 48, "text_dim": 192}
+SIZES: dict[str, Any] = {
+    "dim": 32,
+    "heads": 2,
+    "ffn_dim": 64,
+    "layers": 2,
+    "channels": 32,
+    "text_len": 48,
+    "text_dim": 192,
+}
 Shell = Callable[..., tuple[int, str, str]]
 
 
@@ -127,34 +133,6 @@ def test_all_stages_run_on_prepared_videos_and_adapters_merge(shell: Shell, tmp_
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert not all(torch.equal(ours[key], value) for key, value in load_file(base).items())
-
-
-@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
-def test_tensorboard_shows_the_figures_of_a_resumed_run_once(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    first = Journal(tmp_path, 0)
-    for step in (1, 2, 3):
-        first.write({"step": step, "loss": float(step)})
-    first.close()
-    (tmp_path / "log.jsonl").open("a").write('{"step": 4, "lo')  # killed in the middle of a line
-    second = Journal(tmp_path, 2)
-    second.write({"step": 3, "loss": 30.0})
-    second.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
-    assert [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1.0, 2.0, 30.0]
-
-
-def test_without_tensorboard_a_stage_says_so_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    journal = Journal(tmp_path, 0)
-    journal.write({"step": 1, "loss": 1.0})
-    journal.close()
-    assert "no TensorBoard scalars" in caplog.text
-    assert (tmp_path / "log.jsonl").read_text().count("\n") == 1
 
 
 @pytest.mark.parametrize(

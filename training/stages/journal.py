@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shotstream.runtime.sinks.base import replace_file
 from shotstream.training.stages.curves import write_curves
 
 if TYPE_CHECKING:
@@ -17,15 +18,17 @@ log = logging.getLogger(__name__)
 
 
 class Journal:
-    """The figures of a stage, from step ``first`` on: lines after it, of a run that was killed, are dropped."""
+    """The figures of a stage, from step ``first`` on: lines after it, of a run that was killed, are dropped.
+
+    Raises UserError if the log cannot be written; what it held is then still there.
+    """
 
     def __init__(self, out: Path, first: int) -> None:
         self.out = out
         self.path = out / "log.jsonl"
+        lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
+        replace_file(self.path, "".join(line + "\n" for line in lines if _step(line) <= first).encode())
         self.scalars = _scalars(out / "tensorboard", first)
-        if self.path.exists():
-            lines = [line for line in self.path.read_text("utf-8").splitlines() if _step(line) <= first]
-            self.path.write_text("".join(line + "\n" for line in lines), "utf-8")
 
     def write(self, line: dict[str, Any]) -> None:
         """Add a line; it has the key ``step``."""

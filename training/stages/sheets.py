@@ -26,7 +26,7 @@ def shown(stories: TrainingStories, most: int) -> list[tuple[int, int]]:
 
 def to_uint8(video: Tensor) -> np.ndarray:
     """Pixels in [-1, 1] ``[..., 3, H, W]`` to uint8 ``[..., H, W, 3]``."""
-    return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
+    return ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
 
 
 def write_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], path: Path) -> None:
