@@ -38,14 +38,16 @@ def steps_in_log(out: Path) -> list[int]:
 
 
 def test_a_run_continues_on_another_number_of_processes(tmp_path: Path) -> None:
-    whole, _ = alone(train, tmp_path, tmp_path / "whole", "teacher")
+    whole, tensors = alone(train, tmp_path, tmp_path / "whole", "teacher")
     curve: dict[int, dict[str, float]] = {}
     for size, steps in ((2, 3), (1, 2), (2, None)):
-        figures, _ = together(size, train, tmp_path, tmp_path / "parts", "teacher", steps)[0]
+        figures, last = together(size, train, tmp_path, tmp_path / "parts", "teacher", steps)[0]
         curve |= figures
     assert curve.keys() == whole.keys()
     for step, figures in whole.items():
         assert curve[step] == pytest.approx(figures, rel=1e-6), step
+    for name, tensor in last.items():  # weights, their average, the optimizer's state
+        torch.testing.assert_close(tensor, tensors[name], rtol=1e-5, atol=1e-7, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,14 @@ def test_the_same_processes_continue_to_the_same_bits(tmp_path: Path, name: str,
     resumed = together(2, train, tmp_path, tmp_path / "parts", name, None, changes)
     assert_equal(resumed[0][1], whole[0][1])
     assert steps_in_log(tmp_path / "parts") == list(range(1, 9))
+
+
+def test_rates_of_the_recipe_hold_for_a_resumed_run(tmp_path: Path) -> None:
+    _, before = alone(train, tmp_path, tmp_path, "teacher", 3)
+    _, after = alone(train, tmp_path, tmp_path, "teacher", None, {"lr": 0.0})
+    for name in before:
+        moved = not torch.equal(after[name], before[name])
+        assert moved == (not name.startswith(("dit/", "parts/"))), name
 
 
 @pytest.mark.parametrize(("fault", "last"), [("killed", 4), ("killed saving", 2), ("disk full", 2)])
@@ -115,7 +125,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a checkpoint of stage teacher, not of ode"):
         checkpoint.load(tmp_path, "ode", stage.state_dict(), ALONE)
     other = make_stage("teacher", tmp_path, ALONE, ema=0.0, parts_weight=0.0)
-    with pytest.raises(UserError, match="of another recipe: its ema/dit"):
+    with pytest.raises(UserError, match=r"of another recipe: its ema/dit.*not there; use the recipe"):
         checkpoint.load(tmp_path, "teacher", other.state_dict(), ALONE)
     shard = next(folder.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-100])

@@ -15,7 +15,7 @@ from shotstream.runtime.errors import UserError
 from shotstream.training.distributed.accumulate import parts_of
 from shotstream.training.distributed.launch import Team
 
-STAGES = [
+STAGES: list[tuple[str, list[int], dict[str, Any]]] = [
     ("teacher", [0, 5], {}),
     ("teacher", [5], {"train_only": "self_attn", "checkpointing": True, "weighting": "gaussian"}),
     ("ode", [0, 1, 2], {}),
@@ -67,8 +67,10 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
             assert ours == pytest.approx(theirs, rel=CLOSE), (name, changes)
 
 
-def test_two_processes_compute_what_one_does(folder: Path, whole: list[Any]) -> None:
-    for found in together(2, run_steps, folder, STAGES):
+@pytest.mark.parametrize("micro_batch", [0, 1])
+def test_two_processes_compute_what_one_does(folder: Path, whole: list[Any], micro_batch: int) -> None:
+    parts = [(name, numbers, changes | {"micro_batch": micro_batch}) for name, numbers, changes in STAGES]
+    for found in together(2, run_steps, folder, parts):
         assert_same(found, whole)
 
 

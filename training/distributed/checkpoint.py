@@ -59,8 +59,8 @@ def save(out: Path, step: int, stage: str, state: Mapping[str, Any], team: Team)
 def load(out: Path, stage: str, state: Mapping[str, Any], team: Team) -> tuple[int, dict[str, Any]] | None:
     """Step and state of the newest whole checkpoint; None where there is none.
 
-    ``state`` is the stage's present state: its tensors are filled in place, sharded as they are. Raises UserError if
-    the checkpoint is damaged, or belongs to another stage or to a model of other sizes.
+    ``state`` is the stage's present state: its tensors are filled in place, sharded as they are, and its optimizers'
+    groups stay. Raises UserError if the checkpoint is damaged, or of another stage or of a model of other sizes.
     """
     folder = newest(out)
     if folder is None:
@@ -79,7 +79,7 @@ def load(out: Path, stage: str, state: Mapping[str, Any], team: Team) -> tuple[i
         dcp.load(tensors, storage_reader=reader, no_dist=team.mesh is None)
     if team.first:
         _sweep(out, keep=folder)
-    return int(header["step"]), _join(header["values"], tensors)
+    return int(header["step"]), _with_groups_of(state, _join(header["values"], tensors))
 
 
 def newest(out: Path) -> Path | None:
@@ -103,7 +103,8 @@ def _check(header: Mapping[str, Any], folder: Path, stage: str, shapes: Mapping[
     if header["stage"] != stage:
         raise UserError(f"{folder} is a checkpoint of stage {header['stage']}, not of {stage}; choose another --out")
     theirs: Mapping[str, list[int]] = header["shapes"]
-    for name in sorted(theirs.keys() | shapes.keys()):
+    # A parameter says more than a number of the optimizer's state.
+    for name in sorted(theirs.keys() | shapes.keys(), key=lambda name: ("optimizer" in name, name)):
         if theirs.get(name) != shapes.get(name):
             raise UserError(
                 f"checkpoint {folder} is of another recipe: its {name} is {theirs.get(name, 'not there')}, this "
@@ -173,6 +174,13 @@ def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tensors[value["$tensor"]]
         return {int(key) if key.isdigit() else key: _join(v, tensors) for key, v in value.items()}
     return [_join(v, tensors) for v in value] if isinstance(value, list) else value
+
+
+def _with_groups_of(now: Any, saved: Any) -> Any:
+    """What was saved, but with the present groups of optimizers: rates are the recipe's, which may have changed."""
+    if not isinstance(saved, dict):
+        return saved
+    return {k: now[k] if k == "param_groups" else _with_groups_of(now[k], value) for k, value in saved.items()}
 
 
 def _load_legacy(path: Path, state: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
