@@ -53,7 +53,7 @@ def apart(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     """Relative distance of two gradients."""
     assert ours.keys() == theirs.keys()
     square = sum((ours[k].double() - theirs[k].double()).square().sum() for k in ours)
-    return float((square / sum(g.double().square().sum() for g in theirs.values())).sqrt())
+    return float(square / sum(g.double().square().sum() for g in theirs.values())) ** 0.5
 
 
 def assert_same(found: list[Any], expected: list[Any]) -> None:

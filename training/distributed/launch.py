@@ -116,7 +116,7 @@ def team_of(device: str) -> Iterator[Team]:
             raise SystemExit(2 if isinstance(error, UserError) else 1) from None
         if connection_lost(error):
             raise UserError(
-                f"another process of this training ended ({_first_line(error)}); see its last messages, then run the "
+                f"another process of this training ended ({_gist(error)}); see its last messages, then run the "
                 "same command again: it goes on from the last checkpoint"
             ) from error
         raise
@@ -137,5 +137,7 @@ def connection_lost(error: BaseException) -> bool:
     return lost or isinstance(error, dist.DistError)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+def _gist(error: BaseException) -> str:
+    """The first sentence of a message, without the place in Gloo's sources that it begins with."""
+    text = " ".join(str(error).split()).split("] ", 1)[-1].split(". ")[0]
+    return text[:120] or type(error).__name__
