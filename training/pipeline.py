@@ -1,8 +1,8 @@
 """The stages of a recipe in order, each finding what earlier ones left in the run's folder. Progress is the caller's.
 
 Folder of a run: ``vae/``, ``text/``, ``latents/``, ``images/``, ``held_out/``, ``teacher/``, ``ode/``, ``intra/``,
-``inter/``, ``decoder/`` (checkpoints, logs, sheets) and ``weights/`` (what the runtime loads). A recipe that trains on
-videos has only the stages from ``teacher`` to ``inter`` and ``export``; the rest was prepared.
+``inter/``, ``continuation/``, ``decoder/`` (checkpoints, logs, sheets) and ``weights/`` (what the runtime loads). A
+recipe that trains on videos has only the stages of the transformer and ``export``; the rest was prepared.
 
 With several processes the stages that train the transformer are shared; the others are the first process's work.
 """
@@ -30,6 +30,7 @@ from shotstream.training.distributed.sharding import whole_state
 from shotstream.training.method.lora import adapters_of, merged_state
 from shotstream.training.plan import check_memory, plan_stage
 from shotstream.training.recipe import SHARED_STAGES, STAGES, Recipe
+from shotstream.training.stages.continuation import ContinuationStage
 from shotstream.training.stages.dmd import DmdRecipe, InterStage, IntraStage
 from shotstream.training.stages.given import Codec, FrozenText
 from shotstream.training.stages.ode import OdeStage
@@ -42,6 +43,8 @@ from shotstream.training.videos import load_codec, open_videos
 from shotstream.training.weights import load_dit_weights, load_text_weights, save_weights, trained_codec
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
+STUDENTS = ("continuation", "inter", "intra", "ode")
+"""Stages whose transformer plays, the last one first."""
 
 
 class Pipeline:
@@ -64,10 +67,7 @@ class Pipeline:
         if stage not in STAGES:
             raise UserError(f"there is no stage {stage!r}; stages are {', '.join(STAGES)} and all")
         if stage not in self.recipe.stages:
-            raise UserError(
-                f"recipe {self.recipe.name} trains on videos, which have no stage {stage}; 'shotstream train prepare' "
-                f"makes their latents and texts, its stages are {', '.join(self.recipe.stages)}"
-            )
+            raise UserError(_no_stage(stage, self.recipe))
         work: Callable[[], bool] = getattr(self, stage)
         if stage not in SHARED_STAGES:
             return self.team.first_alone(stage, work)
@@ -145,9 +145,22 @@ class Pipeline:
         stage = InterStage(self.recipe.inter, *self._dmd_parts("intra"))
         return self._dmd(stage, self.recipe.inter)
 
+    def continuation(self) -> bool:
+        """How a shot goes on, from true clips."""
+        recipe = self.recipe.continuation
+        if recipe is None:
+            return True
+        stage = ContinuationStage(
+            recipe, self._dit("inter").train(), self._dit("inter"), self._text(), self._data(), self._held_out(),
+            self._codec(), self.team,
+        )  # fmt: skip
+        done = self._loop(stage, recipe.loop, self.team)
+        self._keep(stage.ema, stage.model, self._file("continuation", "dit"))
+        return done
+
     def export(self) -> bool:
         """Half-precision copies of the last finished stage's weights, as the runtime loads them."""
-        last = next((s for s in ("inter", "intra", "ode") if self._file(s, "dit").exists()), None)
+        last = next((s for s in STUDENTS if self._file(s, "dit").exists()), None)
         if last is None:
             raise UserError(f"{self.out} holds no trained student yet; run 'shotstream train ode' first")
         weights = self.out / "weights"
@@ -236,3 +249,10 @@ class Pipeline:
 
     def _videos(self) -> VideoLatents:
         return open_videos(Path(self.recipe.videos), self.recipe.teacher.model)
+
+
+def _no_stage(stage: str, recipe: Recipe) -> str:
+    why = f"has no stage {stage}"
+    if recipe.source == "videos" and stage in STAGES and stage not in SHARED_STAGES:
+        why = f"trains on videos, which have no stage {stage}; 'shotstream train prepare' makes their latents and texts"
+    return f"recipe {recipe.name} {why}; its stages are {', '.join(recipe.stages)}"

@@ -18,6 +18,7 @@ from shotstream.training.distributed.launch import Team
 from shotstream.training.distributed.memory import Need, Network, adapter_parameters, available, estimate, parameters
 from shotstream.training.distributed.scale import Scale
 from shotstream.training.recipe import SHARED_STAGES, Recipe
+from shotstream.training.stages.continuation import passes as continuation_passes
 
 _PIXELS = 8  # rendered ones, to a side of a latent of the tiny codec
 
@@ -93,6 +94,9 @@ def _kinds(stage: str, recipe: Recipe, per_frame: int) -> Sequence[tuple[str, in
     if stage == "ode":
         sample = Geometry(config, per_frame, config.context_frames, recipe.ode.frames)
         return [("regression", recipe.ode.batch, sample, [sample.ode(recipe.ode.history == "clean")])]
+    if stage == "continuation" and recipe.continuation is not None:
+        sample = Geometry(config, per_frame, config.context_frames, recipe.continuation.frames)
+        return [("regression", recipe.continuation.batch, sample, continuation_passes(sample))]
     part = recipe.intra if stage == "intra" else recipe.inter
     sample = Geometry(config, per_frame, config.context_frames, part.frames)
     name = "" if stage == "intra" else ", a shot"
@@ -106,11 +110,12 @@ def _networks(stage: str, recipe: Recipe) -> tuple[float, list[Network]]:
     """The share of the blocks that trains, and the networks that a process holds, the trained one first."""
     config = recipe.teacher.model
     every = parameters(config)
-    if stage in ("teacher", "ode"):
-        part = recipe.teacher if stage == "teacher" else recipe.ode
-        trained = parameters(config, recipe.teacher.train_only) if stage == "teacher" else every
+    if stage not in ("intra", "inter"):
+        part = getattr(recipe, stage)
+        trained = parameters(config, part.train_only) if stage == "teacher" else every
         state = 1.0 if part.optimizer == "muon" else 2.0  # Muon keeps one number, and leaves little to AdamW
-        return trained / every, [Network("model", config, trained, state, bool(part.ema))]
+        before = [Network("student before", config, 0)] if stage == "continuation" else []
+        return trained / every, [Network("model", config, trained, state, bool(part.ema)), *before]
     dmd = recipe.intra if stage == "intra" else recipe.inter
     trained = adapter_parameters(config, dmd.lora_rank) if dmd.lora_rank else every
     generator = Network("generator", config, trained, ema=bool(dmd.ema))
@@ -133,7 +138,7 @@ def explain_plans(recipe: Recipe, stages: Sequence[str], team: Team) -> str:
     """The plans of those stages among ``stages`` that train the transformer, as comments behind a recipe."""
     lines = [f"estimates for {team.size} processes on {team.device.type} (weights, activations; not codec and data)"]
     for stage in stages:
-        if stage in SHARED_STAGES:
+        if stage in SHARED_STAGES and stage in recipe.stages:
             plan = plan_stage(stage, recipe, team)
             lines += [f"stage {stage}", *_step_lines(plan), *_need_lines(plan)]
     return "".join(f"# {line}\n" for line in lines)

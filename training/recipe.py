@@ -16,23 +16,26 @@ import yaml
 
 from shotstream.runtime.errors import UserError
 from shotstream.training.data.latents import LatentPlan
+from shotstream.training.stages.continuation import ContinuationRecipe
 from shotstream.training.stages.dmd import DmdRecipe
 from shotstream.training.stages.ode import OdeRecipe
 from shotstream.training.stages.teacher import TeacherRecipe
 from shotstream.training.stages.text import TextRecipe
 from shotstream.training.stages.vae import VAERecipe
 
-STAGES = ("vae", "text", "latents", "teacher", "ode", "intra", "inter", "decoder", "export")
+STAGES = ("vae", "text", "latents", "teacher", "ode", "intra", "inter", "continuation", "decoder", "export")
 """In the order in which they need each other."""
-SHARED_STAGES = ("teacher", "ode", "intra", "inter")
+SHARED_STAGES = ("teacher", "ode", "intra", "inter", "continuation")
 """Those that train the transformer, on any number of processes; the others are the first process's work."""
 SOURCES = ("world", "videos")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model's whole training. ``decoder`` trains the codec's decoder further, behind fixed latents. ``latents`` are
-    the training stories, ``images`` more of them as single frames, ``held_out`` those of the sample sheets.
+    """One model's whole training. ``decoder`` trains the codec's decoder further, behind fixed latents;
+    ``continuation`` is a last stage of the student, which the reference has not. Without them these stages are left
+    out. ``latents`` are the training stories, ``images`` more of them as single frames, ``held_out`` those of the
+    sample sheets.
 
     ``source`` is "world" (stories rendered from seeds) or "videos": real clips, which ``shotstream train prepare`` has
     put into the folder ``videos``, with ``codec`` ("default", "random", or a folder of weights) for sample sheets and
@@ -56,6 +59,7 @@ class Recipe:
     ode: OdeRecipe = field(default_factory=OdeRecipe)
     intra: DmdRecipe = field(default_factory=DmdRecipe)
     inter: DmdRecipe = field(default_factory=lambda: DmdRecipe(steps=20, batch=4, lora_rank=32, seed=3))
+    continuation: ContinuationRecipe | None = None
     render_workers: int = 2
     context_noise: float = 0.0
     noise_share: float = 0.0
@@ -68,7 +72,8 @@ class Recipe:
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that it has, in order."""
-        return STAGES if self.source == "world" else (*SHARED_STAGES, "export")
+        every = STAGES if self.source == "world" else (*SHARED_STAGES, "export")
+        return tuple(s for s in every if getattr(self, s, True) is not None)
 
 
 def load_recipe(name_or_file: str) -> Recipe:

@@ -18,6 +18,7 @@ STAGE_HELP = {
     "ode": "Make trajectories of the teacher, and the causal student from them.",
     "intra": "Distil the student behind true history.",
     "inter": "Distil the student behind its own history.",
+    "continuation": "Teach the student how a shot goes on, from true clips.",
     "decoder": "Train the codec's decoder further.",
     "export": "Write the weights that the runtime loads.",
     "all": "Run all stages, one after the other.",

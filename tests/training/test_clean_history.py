@@ -14,7 +14,7 @@ from shotstream.runtime.model.cache import DualCache
 from shotstream.runtime.model.rollout import ShotConditions, chunk_pass, clean_pass, context_pass
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
-from shotstream.training.method.clean_history import clean_history_mask, clean_history_ode_loss
+from shotstream.training.method.clean_history import clean_history_mask, clean_history_ode_loss, continuation_loss
 from shotstream.training.method.conditioning import Conditioning
 from shotstream.training.method.draws import TorchDraws
 from shotstream.training.stages.ode import OdeRecipe
@@ -35,6 +35,9 @@ class FixedDraws(TorchDraws):
     def block_index(self, batch: int, blocks: int, entries: int) -> Tensor:
         assert entries == len(STEPS) - 1  # never the clean end
         return torch.tensor([self.index] * batch)
+
+    def target_noise(self, shape: tuple[int, ...]) -> Tensor:
+        return PAST_NOISE.expand(shape)
 
     def clean_noise(self, shape: tuple[int, ...], chunk: int) -> Tensor:
         return PAST_NOISE[:, : shape[1]].expand(shape)
@@ -98,3 +101,49 @@ def test_frames_that_are_no_whole_blocks_are_refused() -> None:
 def test_an_unknown_history_is_refused() -> None:
     with pytest.raises(UserError, match="'mixed' or 'clean', not 'true'"):
         OdeRecipe(history="true")
+
+
+def continued(
+    model: Transformer, before: Transformer, clip: Tensor, given: Conditioning, index: list[int], kept: int
+) -> tuple[float, float, Tensor]:
+    found = continuation_loss(
+        model, before, SCHEDULE, clip, STEPS[:-1], given, FixedDraws(index), kept_steps=kept
+    )  # fmt: skip
+    return found.opening.item(), found.continuation.item(), found.loss
+
+
+def test_chunks_with_a_past_learn_the_data_and_the_first_one_what_the_student_before_says() -> None:
+    model, states, given = case(context_noise=300.0)
+    before, _, _ = case(context_noise=300.0)
+    clip, index = states[:, -1], [1, 0, 3]
+    noisy = SCHEDULE.add_noise(clip, PAST_NOISE, STEPS[torch.tensor(index)].repeat_interleave(3)[None])
+    as_states = torch.stack([clip if i == 4 else SCHEDULE.add_noise(clip, PAST_NOISE, STEPS[i]) for i in range(5)], 1)
+    assert torch.equal(as_states[:, 0, 3:6], noisy[:, 3:6])
+    ode = clean_history_ode_loss(model, SCHEDULE, as_states, STEPS, given, FixedDraws(index)).loss.item()
+    opening, continuation, _ = continued(model, before, clip, given, index, kept=0)
+    assert (opening + 2 * continuation) / 3 == pytest.approx(ode, rel=1e-5), "all frames against the clip"
+    opening, same, loss = continued(model, before, clip, given, index, kept=2)
+    assert (opening, same) == (pytest.approx(0.0, abs=1e-10), continuation), "one student says what the other does"
+    assert loss.item() == pytest.approx(2 * continuation / 3, rel=1e-5)
+    assert continued(model, before, clip, given, [2, 0, 3], kept=2)[0] > 1e-3, "later steps have the true target"
+
+
+def test_the_student_before_is_not_trained_and_sees_no_later_chunk() -> None:
+    model, states, given = case()
+    before, _, _ = case()
+    for parameter in before.parameters():
+        parameter.data += 0.01
+    clip = states[:, -1]
+    first, _, loss = continued(model, before, clip, given, [0, 0, 0], kept=4)
+    loss.backward()
+    assert all(p.grad is None for p in before.parameters())
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    other = torch.cat([clip[:, :3], clip[:, 3:] + 1], dim=1)
+    assert first > 0
+    assert continued(model, before, other, given, [0, 0, 0], kept=4)[0] == pytest.approx(first, rel=1e-4)
+
+
+def test_a_single_chunk_has_no_continuation() -> None:
+    model, states, given = case()
+    with pytest.raises(ValueError, match="3 frames in blocks of 3 hold no continuation"):
+        continued(model, model, states[:, -1, :3], given, [0], kept=1)

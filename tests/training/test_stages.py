@@ -16,6 +16,7 @@ from shotstream.training.data.latents import LatentPlan, LatentStories
 from shotstream.training.distributed.flops import Work
 from shotstream.training.pipeline import Pipeline
 from shotstream.training.recipe import Recipe, build, explain, load_recipe
+from shotstream.training.stages.continuation import ContinuationRecipe
 from shotstream.training.stages.dmd import DmdRecipe
 from shotstream.training.stages.ode import OdeRecipe
 from shotstream.training.stages.pairs import sampler_sigmas
@@ -36,12 +37,13 @@ TEACHER = TeacherRecipe(
 RECIPE = Recipe(
     name="miniature",
     text=TextRecipe(encoder=TEXT, steps=2, batch=4),
-    latents=LatentPlan(stories=2, shots=3, frames=9),
+    latents=LatentPlan(stories=2, shots=3, frames=21),
     images=LatentPlan(stories=1, shots=3, frames=9, first_seed=500, clips=False, positions=(0, 6)),
     held_out=LatentPlan(stories=1, shots=3, frames=9, first_seed=10_000),
     teacher=TEACHER,
     ode=OdeRecipe(pairs=2, frames=3, substeps=1, pair_batch=2, steps=2, batch=2, precision="float32"),
     intra=DmdRecipe(steps=3, batch=2, frames=3, ratio=2, precision="float32"),
+    continuation=ContinuationRecipe(steps=1, batch=1, frames=6, precision="float32"),
     inter=DmdRecipe(steps=1, batch=1, frames=3, shots=2, ratio=2, lora_rank=2, precision="float32"),
     render_workers=1,
 )
@@ -89,14 +91,14 @@ def test_a_teacher_starts_from_the_weights_of_another_one(run: Path, tmp_path: P
 
 def test_all_stages_run_in_order_and_leave_weights_that_the_runtime_plays(run: Path) -> None:
     pipeline = Pipeline(RECIPE, run)
-    for stage in ("teacher", "ode", "intra", "inter", "export"):
+    for stage in ("teacher", "ode", "intra", "inter", "continuation", "export"):
         assert pipeline.run(stage), stage
     assert {p.name for p in (run / "weights").glob("*.safetensors")} == {
         "dit.safetensors",
         "text.safetensors",
         "vae.safetensors",
     }
-    for stage in ("teacher", "ode", "intra", "inter"):
+    for stage in ("teacher", "ode", "intra", "inter", "continuation"):
         assert list((run / stage).glob("sheet_*.png")), stage
         assert (run / stage / "log.jsonl").read_text().count("\n") >= 1
         assert (run / stage / "curves.png").stat().st_size > 1000

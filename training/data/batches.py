@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from shotstream.runtime.config import DiTConfig
-from shotstream.training.data.stories import CaptionEncoder, TrainingStories, draw_shot
+from shotstream.runtime.errors import UserError
+from shotstream.training.data.stories import TRIES, CaptionEncoder, TrainingStories, draw_shot
 from shotstream.training.method.conditioning import Conditioning, Routing, route_frames
 
 
@@ -40,7 +41,31 @@ def draw_condition(
     story = int(rng.integers(len(data)))
     wording = int(rng.integers(1 << 30)) if rng.random() < paraphrase else None
     shot = draw_shot(data.shots(story), first_shot, rng)
-    if shot == 0 or rng.random() < context_drop:
+    bare = shot == 0 or rng.random() < context_drop
+    return _condition(data, config, frames, story, shot, wording, bare)
+
+
+def draw_clip(
+    data: TrainingStories, config: DiTConfig, frames: int, rng: np.random.Generator, *, context_drop: float = 0.1
+) -> tuple[Tensor, Condition]:
+    """The first latents ``[frames, C, H, W]`` of a shot that has as many, and its conditions as above.
+
+    UserError if there seems to be none.
+    """
+    for _ in range(TRIES):
+        story = int(rng.integers(len(data)))
+        wording = int(rng.integers(1 << 30)) if rng.random() < 0.7 else None
+        shot = draw_shot(data.shots(story), 0.2, rng)
+        bare = shot == 0 or rng.random() < context_drop
+        if data.latents(story, shot) >= frames:
+            return data.clip(story, shot, frames), _condition(data, config, frames, story, shot, wording, bare)
+    raise UserError(f"no shot of {frames} latents was found in {TRIES} draws; train on shorter clips")
+
+
+def _condition(
+    data: TrainingStories, config: DiTConfig, frames: int, story: int, shot: int, wording: int | None, bare: bool
+) -> Condition:
+    if bare:
         like = data.single(story, 0, 0)
         routing = route_frames([], frames, 0, 1, context_frames=config.context_frames, context_dropped=True)
         return Condition(

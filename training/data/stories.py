@@ -8,6 +8,9 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+TRIES = 1000
+"""Draws of a shot that is long enough; the story world needs one."""
+
 
 class TrainingStories(Protocol):
     """Stories of shots as latents. Stories may differ in their number of shots, and shots in their length."""

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
-from shotstream.training.data.stories import TrainingStories, draw_shot
+from shotstream.training.data.stories import TRIES, TrainingStories, draw_shot
 from shotstream.training.method.conditioning import Routing, route_frames
-
-_TRIES = 1000  # draws of a shot that is long enough; the story world needs one
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def _draw_target(
     sources: Sequence[TrainingStories], drawing: Drawing, phase: Phase, rng: np.random.Generator
 ) -> tuple[TrainingStories, int, int, int | None, bool]:
     """Stories, story, shot, wording, and whether text is dropped."""
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         data, story = _draw_story(sources if phase.frames == 1 else sources[:1], rng)
         wording = int(rng.integers(1 << 30)) if rng.random() < drawing.paraphrase else None
         text_dropped = bool(rng.random() < drawing.text_drop)
@@ -120,7 +118,7 @@ def _draw_target(
         shot = draw_shot(shots, drawing.first_shot, rng) if phase.context else int(rng.integers(shots))
         if phase.frames == 1 or data.latents(story, shot) >= phase.frames:
             return data, story, shot, wording, text_dropped
-    raise UserError(f"no shot of {phase.frames} latents was found in {_TRIES} draws; train on shorter clips")
+    raise UserError(f"no shot of {phase.frames} latents was found in {TRIES} draws; train on shorter clips")
 
 
 def _draw_story(sources: Sequence[TrainingStories], rng: np.random.Generator) -> tuple[TrainingStories, int]:

@@ -48,7 +48,8 @@ def evaluate(
     codec: Annotated[bool, typer.Option("--codec/--no-codec", help="The codec's ceiling and PSNR too.")] = True,
     run: Annotated[Path | None, typer.Option("--run", help="Compare the stages of this training run instead.")] = None,
     stages: Annotated[
-        str | None, typer.Option("--stages", help="With --run: some of teacher,ode,intra,inter; default: all there.")
+        str | None,
+        typer.Option("--stages", help="With --run: some of its stages, such as teacher,ode; default: all there."),
     ] = None,
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="With --run: draw one story through all stages into this PNG.")

@@ -1,11 +1,16 @@
-"""ODE regression behind a clean history: each block sees the finished blocks before it, as it will when it plays.
+"""Regression behind a clean history: each block sees the finished blocks before it, as it will when it plays.
 
 The reference's regression (`objectives.ode_loss`) shows a block its predecessors at random noise levels; only one in
 five is clean, while a playing student never sees any that is not. Here every sample holds its blocks twice: clean, as
 what later blocks look back at, and noisy, as what is to be predicted.
+
+Two losses: on the teacher's trajectories, for all blocks (stage `ode`), and on true clips, for those that have a past
+(stage `continuation`).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,6 +40,47 @@ def clean_history_mask(context: int, frames: int, chunk: int, tokens: int, devic
     return mask.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
 
 
+def behind_clean_history(
+    model: Transformer,
+    schedule: NoiseSchedule,
+    noisy_BFCHW: Tensor,
+    t_BF: Tensor,
+    clean_BFCHW: Tensor,
+    conditioning: Conditioning,
+    draws: Draws,
+) -> Tensor:
+    """x0 predictions `[B, F, C, H, W]` of all blocks of a shot in one pass, each behind the clean blocks before it.
+
+    noisy_BFCHW, t_BF: the blocks at noise levels of their own. clean_BFCHW: the same frames without noise, of which the
+    last block is not looked at. Raises ValueError if frames are not whole blocks.
+    """
+    batch, frames = noisy_BFCHW.shape[:2]
+    chunk, context = model.config.chunk_frames, conditioning.context_frames
+    if frames % chunk:
+        raise ValueError(f"{frames} frames in blocks of {chunk}")
+    if conditioning.positions_BF is not None:
+        raise ValueError("a clean history goes with all context frames, at the time indices 0, 1, 2 and so on")
+    past, remembered = frames - chunk, model.config.context_noise
+    first = conditioning.context_BFCHW.to(noisy_BFCHW.dtype)
+    clean = clean_BFCHW[:, :past]
+    clean = schedule.remembered(clean, remembered, lambda: draws.clean_noise(tuple(clean.shape), 0))
+    z_BFCHW = torch.cat([first, clean, noisy_BFCHW], dim=1)
+    t_all = torch.cat([t_BF.new_zeros(batch, context), t_BF.new_full((batch, past), remembered), t_BF], dim=1)
+    places = torch.cat([torch.arange(context + past), context + torch.arange(frames)]).to(noisy_BFCHW.device)
+    flags, index = conditioning.flags_BF, conditioning.caption_index_BF
+    tokens = model.config.tokens_per_frame(*noisy_BFCHW.shape[-2:])
+    flow = model(
+        z_BFCHW,
+        t_all,
+        model.embed_captions(conditioning.captions_NLD),
+        None if index is None else index[:, places],
+        places.expand(batch, -1),
+        None if flags is None else flags[:, places],
+        mask=clean_history_mask(context, frames, chunk, tokens, noisy_BFCHW.device),
+    )
+    return schedule.to_x0(z_BFCHW, flow, t_all)[:, context + past :]
+
+
 def clean_history_ode_loss(
     model: Transformer,
     schedule: NoiseSchedule,
@@ -52,31 +98,57 @@ def clean_history_ode_loss(
     chunk = model.config.chunk_frames
     if frames % chunk or count != len(steps):
         raise ValueError(f"{frames} frames in blocks of {chunk}, {count} states for {len(steps)} timesteps")
-    if conditioning.positions_BF is not None:
-        raise ValueError("a clean history goes with all context frames, at the time indices 0, 1, 2 and so on")
-    device, context = states_BSFCHW.device, conditioning.context_frames
+    device, clean = states_BSFCHW.device, states_BSFCHW[:, -1]
     index_BF = draws.block_index(batch, frames // chunk, count - 1).repeat_interleave(chunk, dim=1).to(device)
     picked = index_BF[:, None, :, None, None, None].expand(-1, 1, -1, *states_BSFCHW.shape[3:])
     noisy = torch.gather(states_BSFCHW, 1, picked)[:, 0]
     t_noisy = steps.to(device)[index_BF]
+    x0 = behind_clean_history(model, schedule, noisy, t_noisy, clean, conditioning, draws)
+    return losses.ode_regression_loss(x0, clean, t_noisy)
 
-    past, remembered = frames - chunk, model.config.context_noise
-    first = conditioning.context_BFCHW.to(noisy.dtype)
-    clean = states_BSFCHW[:, -1, :past]
-    clean = schedule.remembered(clean, remembered, lambda: draws.clean_noise(tuple(clean.shape), 0))
-    z_BFCHW = torch.cat([first, clean, noisy], dim=1)
-    t_past = t_noisy.new_full((batch, past), remembered)
-    t_BF = torch.cat([t_noisy.new_zeros(batch, context), t_past, t_noisy], dim=1)
-    places = torch.cat([torch.arange(context + past), context + torch.arange(frames)]).to(device)
-    flags, index = conditioning.flags_BF, conditioning.caption_index_BF
-    flow = model(
-        z_BFCHW,
-        t_BF,
-        model.embed_captions(conditioning.captions_NLD),
-        None if index is None else index[:, places],
-        places.expand(batch, -1),
-        None if flags is None else flags[:, places],
-        mask=clean_history_mask(context, frames, chunk, model.config.tokens_per_frame(*noisy.shape[-2:]), device),
-    )
-    x0 = schedule.to_x0(z_BFCHW, flow, t_BF)[:, context + past :]
-    return losses.ode_regression_loss(x0, states_BSFCHW[:, -1], t_noisy)
+
+@dataclass(frozen=True)
+class ContinuationLoss:
+    """`loss` over all frames; its parts: `opening`, the first blocks', and `continuation`, the others'."""
+
+    loss: Tensor
+    opening: Tensor
+    continuation: Tensor
+
+
+def continuation_loss(
+    model: Transformer,
+    before: Transformer,
+    schedule: NoiseSchedule,
+    clip_BFCHW: Tensor,
+    steps: Tensor,
+    conditioning: Conditioning,
+    draws: Draws,
+    *,
+    kept_steps: int,
+) -> ContinuationLoss:
+    """From every block of a true clip at one of the student's noise levels, behind the true blocks before it, predict
+    that block. The first block of a shot has no past and so no one answer at high noise: at the first `kept_steps`
+    levels its target is what the student `before` says, which is left as it was.
+
+    clip_BFCHW: at least two blocks. steps: the student's timesteps, falling, without 0.
+    Raises ValueError if frames are not whole blocks or fewer than two.
+    """
+    batch, frames = clip_BFCHW.shape[:2]
+    chunk = model.config.chunk_frames
+    if frames < 2 * chunk:
+        raise ValueError(f"{frames} frames in blocks of {chunk} hold no continuation")
+    index_BN = draws.block_index(batch, frames // chunk, len(steps)).to(clip_BFCHW.device)
+    t_BF = steps[index_BN.repeat_interleave(chunk, dim=1)]
+    noise = draws.target_noise(tuple(clip_BFCHW.shape))
+    noisy = schedule.add_noise(clip_BFCHW, noise, t_BF)
+    x0 = behind_clean_history(model, schedule, noisy, t_BF, clip_BFCHW, conditioning, draws)
+    opening = slice(0, chunk)
+    with torch.no_grad():
+        given = conditioning.opening(chunk)
+        said = behind_clean_history(before, schedule, noisy[:, opening], t_BF[:, opening], clip_BFCHW, given, draws)
+    kept = (index_BN[:, 0] < kept_steps)[:, None, None, None, None]
+    target = clip_BFCHW.clone()
+    target[:, opening] = torch.where(kept, said.to(target.dtype), target[:, opening])
+    error_BF = (x0.float() - target.float()).square().mean(dim=(2, 3, 4))
+    return ContinuationLoss(error_BF.mean(), error_BF[:, opening].detach().mean(), error_BF[:, chunk:].detach().mean())

@@ -84,6 +84,11 @@ class Conditioning:
             raise ValueError(f"expected one caption, got {captions_NLD.shape[0]}")
         return replace(self, captions_NLD=captions_NLD, caption_index_BF=None)
 
+    def opening(self, count: int) -> Conditioning:
+        """The same for a shot that ends after `count` frames."""
+        flags, index = self.frames(0, self.context_frames + count)
+        return replace(self, flags_BF=flags, caption_index_BF=index)
+
     def frames(self, first: int, count: int) -> tuple[Tensor | None, Tensor | None]:
         """Flags and caption rows of `count` frames, counted from the first context frame."""
         window = slice(first, first + count)
