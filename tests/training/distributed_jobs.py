@@ -36,6 +36,7 @@ from shotstream.training.method.conditioning import Conditioning, route_frames
 from shotstream.training.method.draws import TorchDraws
 from shotstream.training.method.parity_cases import RecordedDraws
 from shotstream.training.method.rollout import RolloutSettings
+from shotstream.training.stages.continuation import ContinuationRecipe, ContinuationStage
 from shotstream.training.stages.dmd import DmdRecipe, InterStage, IntraStage
 from shotstream.training.stages.ode import OdeRecipe, OdeStage
 from shotstream.training.stages.optim import build_optimizer
@@ -54,6 +55,7 @@ TEACHER = TeacherRecipe(
 )  # fmt: skip
 ODE = OdeRecipe(steps=8, batch=4, frames=6, text_drop=0.5, optimizer="adamw", **FULL)
 DMD = DmdRecipe(steps=8, batch=4, frames=6, shots=2, ratio=2, **FULL)
+CONTINUATION = ContinuationRecipe(batch=4, frames=6, kept_steps=2, precision="float32")
 
 
 def _seeded(shape: tuple[int, ...], *seed: int) -> Tensor:
@@ -138,6 +140,9 @@ def make_stage(name: str, folder: Path, team: Team, **changes: Any) -> Any:
         return TeacherStage(replace(TEACHER, **changes), [Stories()], Stories(), Text(), Codec(), team=team)
     if name == "ode":
         return OdeStage(replace(ODE, **changes), network(1), Text(), Pairs(folder), Stories(), Codec(), team)
+    if name == "continuation":
+        recipe = replace(CONTINUATION, **changes)
+        return ContinuationStage(recipe, network(1), network(2), Text(), Stories(), Stories(), Codec(), team)
     kind = IntraStage if name == "intra" else InterStage
     changes = ({"lora_rank": 3} if name == "inter" else {}) | changes
     networks = [network(1), network(2), network(3)]

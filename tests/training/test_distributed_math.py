@@ -24,6 +24,7 @@ STAGES: list[tuple[str, list[int], dict[str, Any]]] = [
     ("intra", [1], {}),
     ("intra", [0], {"checkpointing": True}),
     ("inter", [0], {}),
+    ("continuation", [0], {}),
 ]
 CLOSE = 1e-6
 
