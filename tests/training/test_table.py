@@ -45,14 +45,14 @@ MODEL = DiTConfig(
 RECIPE = Recipe(
     name="miniature",
     text=TextRecipe(encoder=TinyTextConfig(dim=32, heads=2, layers=1, buckets=64), steps=2, batch=4),
-    latents=LatentPlan(stories=2, shots=3, frames=9),
+    latents=LatentPlan(stories=2, shots=3, frames=21),
     held_out=LatentPlan(stories=1, shots=2, frames=9, first_seed=10_000),
     teacher=TeacherRecipe(model=MODEL, phases=(Phase(1, 2, 1, 0),), warmup=1, parts_layer=0),
-    ode=OdeRecipe(pairs=4, frames=3, substeps=1, pair_batch=2, steps=1, batch=2),
+    ode=OdeRecipe(pairs=4, frames=6, substeps=1, pair_batch=2, steps=1, batch=2),
     context_noise=300.0,
     render_workers=1,
 )
-SETTINGS = TableSettings(TrainSettings(tflop=0.005, batch=2, frames=3), Sampler(steps=2), stories=2)
+SETTINGS = TableSettings(TrainSettings(tflop=0.005, batch=2, frames=6), Sampler(steps=2), stories=2)
 
 
 @pytest.fixture(scope="module", autouse=True)

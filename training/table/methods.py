@@ -45,6 +45,7 @@ METHODS: Mapping[str, Method] = {
     "stage-2": _without("stage 2 only", own_history=1.0),
     "detached": _without("no gradient through the cache", rollout=RolloutSettings(detach_cache=True)),
     "ours-rolling": _without("a rolling denoising window inside each shot", rolling=True),
+    "ours-continued": _without("shots go on as true clips do (stage `continuation`)", continued=0.33),
     "steps-1": _without("1 denoising step", steps=(1000,)),
     "steps-2": _without("2 denoising steps", steps=(1000, 500)),
 }

@@ -34,7 +34,8 @@ FIRST_SHOT = 0.2
 class StudentPlan:
     """One student. jump: see `DiTConfig`. steps: nominal denoising steps. rolling: a rolling window inside the shot.
     top: remembered frames that attention picks, 0 for all. own_history: share of the training budget that is spent
-    behind the student's own shots (stage 2), the rest behind true ones (stage 1).
+    behind the student's own shots (stage 2), the rest behind true ones (stage 1). continued: share of the budget, the
+    last, for how a shot goes on: regression on true clips, as in the stage of that name.
     """
 
     memory: Memory = field(default_factory=sampled)
@@ -45,6 +46,7 @@ class StudentPlan:
     rolling: bool = False
     top: int = 0
     own_history: float = 0.4
+    continued: float = 0.0
 
 
 class Student:
@@ -132,7 +134,7 @@ class Distillation:
         """
         while True:
             stories = rng.integers(len(self.data), size=self.batch).tolist()
-            captions = self._captions(stories, rng)
+            captions = draw_captions(self.data, stories, rng)
             if on_its_own():
                 past = OwnPast(self.vae, self.data.plan.frames)
                 for shot in range(self.data.plan.shots):
@@ -164,8 +166,9 @@ class Distillation:
             )
         return score_critic(x, self.fake, student.schedule, given, draws, settings=settings)
 
-    def _captions(self, stories: list[int], rng: np.random.Generator) -> list[list[str]]:
-        """Captions of all shots, seven stories in ten freely worded."""
-        every = list(range(self.data.plan.shots))
-        wordings = [int(rng.integers(1 << 30)) if rng.random() < 0.7 else None for _ in stories]
-        return [self.data.captions(s, every, w) for s, w in zip(stories, wordings, strict=True)]
+
+def draw_captions(data: LatentStories, stories: Sequence[int], rng: np.random.Generator) -> list[list[str]]:
+    """Captions of all shots, seven stories in ten freely worded."""
+    every = list(range(data.plan.shots))
+    wordings = [int(rng.integers(1 << 30)) if rng.random() < 0.7 else None for _ in stories]
+    return [data.captions(s, every, w) for s, w in zip(stories, wordings, strict=True)]

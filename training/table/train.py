@@ -18,7 +18,7 @@ from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.text.tiny import TinyTextEncoder
 from shotstream.training.data.latents import LatentStories
-from shotstream.training.method.clean_history import clean_history_ode_loss
+from shotstream.training.method.clean_history import clean_history_ode_loss, continuation_loss
 from shotstream.training.method.draws import TorchDraws
 from shotstream.training.stages.optim import MuonAdamW, build_optimizer
 from shotstream.training.stages.teacher import takes_adam, training_attention
@@ -27,9 +27,17 @@ from shotstream.training.table.budget import Budget
 from shotstream.training.table.methods import Method
 from shotstream.training.table.pairs import Trajectories
 from shotstream.training.table.past import OwnPast, TruePast
-from shotstream.training.table.students import Distillation, Student, StudentPlan, conditions
+from shotstream.training.table.students import (
+    FIRST_SHOT,
+    Distillation,
+    Student,
+    StudentPlan,
+    conditions,
+    draw_captions,
+)
 from shotstream.training.weights import load_dit_weights
 
+KEPT_STEPS = 3  # see `ContinuationRecipe`
 Progress = Callable[[float, dict[str, float]], None]
 """Called with (share of the budget that is spent, figures of an update)."""
 
@@ -88,6 +96,7 @@ def train(method: Method, parts: Parts, settings: TrainSettings, progress: Progr
     student = Student(method.plan, model, parts.text)
     _adapt(student, parts, settings, budget, rng, progress)
     _distil(student, parts, settings, budget, rng, progress)
+    _continue(student, parts, settings, budget, rng, progress)
     return model.eval(), budget
 
 
@@ -144,10 +153,10 @@ def _distil(
     work = Distillation(student, real, fake, parts.data, parts.vae, settings.batch, settings.frames, settings.guidance)
     models = {True: student.model, False: fake}
     optimizers = {who: torch.optim.AdamW(m.parameters(), settings.dmd_rate, (0.0, 0.999)) for who, m in models.items()}
-    begin = budget.share
+    begin, end = budget.share, 1 - student.plan.continued
 
     def on_its_own() -> bool:
-        return (budget.share - begin) / (1 - begin) >= 1 - student.plan.own_history
+        return (budget.share - begin) / (end - begin) >= 1 - student.plan.own_history
 
     for count, (past, captions, shot) in enumerate(work.situations(rng, on_its_own)):
         generator = count % settings.ratio == 0
@@ -157,11 +166,40 @@ def _distil(
             if isinstance(past, OwnPast):
                 past.add(result.x0_BFCHW)
         for group in optimizers[generator].param_groups:
-            group["lr"] = settings.dmd_rate * _fade(budget.share)
+            group["lr"] = settings.dmd_rate * _fade(budget.share / end)
         _step(optimizers[generator], models[generator])
         progress(budget.share, {"generator" if generator else "critic": _finite(result.loss)})
-        if budget.share >= 1:
+        if budget.share >= end:
             return
+
+
+def _continue(
+    student: Student, parts: Parts, settings: TrainSettings, budget: Budget, rng: np.random.Generator,
+    progress: Progress,
+) -> None:  # fmt: skip
+    """How a shot goes on after its first chunk, from true clips; the first chunk stays as distillation has left it."""
+    if budget.share >= 1:
+        return
+    model, before, data, device = student.model, copy.deepcopy(student.model), parts.data, parts.device
+    before.requires_grad_(False).eval()
+    optimizer, begin = _optimizer(model, settings.rate), budget.share
+    while budget.share < 1:
+        shot = 0 if rng.random() < FIRST_SHOT else int(rng.integers(1, data.plan.shots))
+        stories = rng.integers(len(data), size=settings.batch).tolist()
+        past = TruePast(data, stories, device)
+        captions = [own[: shot + 1] for own in draw_captions(data, stories, rng)]
+        recalled = student.remember(past, shot, past.single(0, 0))
+        given = conditions(recalled, captions, shot, settings.frames, parts.text, device)
+        clip = past.clip(shot)[:, : settings.frames]
+        draws = TorchDraws(torch.Generator(device).manual_seed(int(rng.integers(1 << 62))), device=device)
+        with budget.charge(f"continue {shot}"), _autocast(device):
+            loss = continuation_loss(
+                model, before, student.schedule, clip, student.steps, given, draws, kept_steps=KEPT_STEPS
+            ).loss
+            loss.backward()
+        optimizer.set_lr(_fade((budget.share - begin) / (1 - begin)))
+        _step(optimizer, model)
+        progress(budget.share, {"continuation": _finite(loss)})
 
 
 def _optimizer(model: nn.Module, rate: float) -> MuonAdamW:
