@@ -155,7 +155,7 @@ class Pipeline:
             self._codec(), self.team,
         )  # fmt: skip
         done = self._loop(stage, recipe.loop, self.team)
-        self._keep(stage.ema, stage.model, self._file("continuation", "dit"))
+        self._keep(stage.ema, stage.model, self._file("continuation", "dit"), stage.before, recipe.blend)
         return done
 
     def export(self) -> bool:
@@ -193,10 +193,17 @@ class Pipeline:
             lambda done, total, figures: self.progress(stage.name, done, total, figures), team=team, steps=self.steps,
         )  # fmt: skip
 
-    def _keep(self, ema: Ema, model: Transformer, path: Path) -> None:
-        """Leave the averaged weights in place and write them, adapters merged and beside; later stages find them."""
+    def _keep(
+        self, ema: Ema, model: Transformer, path: Path, before: Transformer | None = None, share: float = 1.0
+    ) -> None:
+        """Leave the averaged weights in place and write them, adapters merged and beside; later stages find them.
+
+        With the model ``before``, what is written is ``share`` of the weights and the rest of that model's.
+        """
         ema.swap()
         tensors = whole_state(model)
+        if before is not None:
+            tensors = {name: torch.lerp(old, tensors[name], share) for name, old in whole_state(before).items()}
         if self.team.first:
             save_weights(merged_state(tensors), model.config.to_json(), path)
             adapters = adapters_of(tensors)

@@ -109,7 +109,7 @@ def clean_history_ode_loss(
 
 @dataclass(frozen=True)
 class ContinuationLoss:
-    """`loss` over all frames; its parts: `opening`, the first blocks', and `continuation`, the others'."""
+    """`loss` over all frames; its parts, unweighted: `opening`, the first blocks', and `continuation`, the others'."""
 
     loss: Tensor
     opening: Tensor
@@ -126,10 +126,11 @@ def continuation_loss(
     draws: Draws,
     *,
     kept_steps: int,
+    kept_weight: float = 1.0,
 ) -> ContinuationLoss:
     """From every block of a true clip at one of the student's noise levels, behind the true blocks before it, predict
     that block. The first block of a shot has no past and so no one answer at high noise: at the first `kept_steps`
-    levels its target is what the student `before` says, which is left as it was.
+    levels its target is what the student `before` says, which is left as it was; that counts `kept_weight` times.
 
     clip_BFCHW: at least two blocks. steps: the student's timesteps, falling, without 0.
     Raises ValueError if frames are not whole blocks or fewer than two.
@@ -151,4 +152,8 @@ def continuation_loss(
     target = clip_BFCHW.clone()
     target[:, opening] = torch.where(kept, said.to(target.dtype), target[:, opening])
     error_BF = (x0.float() - target.float()).square().mean(dim=(2, 3, 4))
-    return ContinuationLoss(error_BF.mean(), error_BF[:, opening].detach().mean(), error_BF[:, chunk:].detach().mean())
+    weighted_BF = error_BF.clone()
+    weighted_BF[:, opening] *= torch.where(kept[:, :, 0, 0, 0], kept_weight, 1.0)
+    return ContinuationLoss(
+        weighted_BF.mean(), error_BF[:, opening].detach().mean(), error_BF[:, chunk:].detach().mean()
+    )

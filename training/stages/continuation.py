@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.training.data.batches import Condition, draw_clip, encode
@@ -36,13 +37,17 @@ from shotstream.training.stages.trainer import Ema, LoopConfig, step_generator
 @dataclass(frozen=True)
 class ContinuationRecipe(Scale):
     """Hyper-parameters. At the first ``kept_steps`` of the student's noise levels, the first chunk of a shot stays as
-    the student of the stage before has it; at the others its target is the true one too.
+    the student of the stage before has it, an error there counting ``kept_weight`` times; at the others its target is
+    the true one too. ``blend``: the share of the trained weights in the weights that are kept, the rest being those of
+    the stage before.
     """
 
     steps: int = 260
     batch: int = 8
     frames: int = 9
     kept_steps: int = 3
+    kept_weight: float = 3.0
+    blend: float = 0.5
     lr: float = 3e-4
     adam_lr: float = 1.5e-4
     ema: float = 0.98
@@ -55,6 +60,11 @@ class ContinuationRecipe(Scale):
     warmup: int = 10
     decay: float = 0.6
     seed: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.blend <= 1:
+            raise UserError(f"blend is a share above 0 and up to 1, not {self.blend}")
 
     @property
     def loop(self) -> LoopConfig:
@@ -117,7 +127,7 @@ class ContinuationStage:
         with self.recipe.autocast(self.device):
             found = continuation_loss(
                 self.model, self.before, self.schedule, clip, self.steps, conditioning, draws,
-                kept_steps=self.recipe.kept_steps,
+                kept_steps=self.recipe.kept_steps, kept_weight=self.recipe.kept_weight,
             )  # fmt: skip
         figures = {"loss": found.loss, "opening": found.opening, "continuation": found.continuation}
         return PartLoss(found.loss, figures, weight)
