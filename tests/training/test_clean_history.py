@@ -107,7 +107,7 @@ def continued(
     model: Transformer, before: Transformer, clip: Tensor, given: Conditioning, index: list[int], kept: int
 ) -> tuple[float, float, Tensor]:
     found = continuation_loss(
-        model, before, SCHEDULE, clip, STEPS[:-1], given, FixedDraws(index), kept_steps=kept
+        model, before, SCHEDULE, clip, STEPS[:-1], given, FixedDraws(index), kept_steps=kept, kept_weight=5.0
     )  # fmt: skip
     return found.opening.item(), found.continuation.item(), found.loss
 
@@ -134,7 +134,8 @@ def test_the_student_before_is_not_trained_and_sees_no_later_chunk() -> None:
     for parameter in before.parameters():
         parameter.data += 0.01
     clip = states[:, -1]
-    first, _, loss = continued(model, before, clip, given, [0, 0, 0], kept=4)
+    first, others, loss = continued(model, before, clip, given, [0, 0, 0], kept=4)
+    assert loss.item() == pytest.approx((5 * first + 2 * others) / 3, rel=1e-5), "kept frames count five times"
     loss.backward()
     assert all(p.grad is None for p in before.parameters())
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())

@@ -2,11 +2,13 @@
 playable weights.
 """
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
@@ -34,6 +36,7 @@ TEACHER = TeacherRecipe(
     precision="float32",
     parts_layer=0,
 )
+CONTINUATION = ContinuationRecipe(steps=2, batch=1, frames=6, lr=1e-2, warmup=1, ema=0.5, precision="float32")
 RECIPE = Recipe(
     name="miniature",
     text=TextRecipe(encoder=TEXT, steps=2, batch=4),
@@ -43,7 +46,7 @@ RECIPE = Recipe(
     teacher=TEACHER,
     ode=OdeRecipe(pairs=2, frames=3, substeps=1, pair_batch=2, steps=2, batch=2, precision="float32"),
     intra=DmdRecipe(steps=3, batch=2, frames=3, ratio=2, precision="float32"),
-    continuation=ContinuationRecipe(steps=1, batch=1, frames=6, precision="float32"),
+    continuation=CONTINUATION,
     inter=DmdRecipe(steps=1, batch=1, frames=3, shots=2, ratio=2, lora_rank=2, precision="float32"),
     render_workers=1,
 )
@@ -102,6 +105,25 @@ def test_all_stages_run_in_order_and_leave_weights_that_the_runtime_plays(run: P
         assert list((run / stage).glob("sheet_*.png")), stage
         assert (run / stage / "log.jsonl").read_text().count("\n") >= 1
         assert (run / stage / "curves.png").stat().st_size > 1000
+
+
+def test_what_continuation_keeps_lies_between_the_student_before_and_after(run: Path, tmp_path: Path) -> None:
+    for part in ("vae", "text", "latents", "images", "held_out"):
+        (tmp_path / part).symlink_to(run / part)
+    student = teacher(run).model
+    (tmp_path / "inter").mkdir()
+    save_weights(student, student.config.to_json(), tmp_path / "inter" / "dit.safetensors")
+    kept = {}
+    for blend in (1e-6, 0.5, 1.0):
+        recipe = replace(RECIPE, continuation=replace(CONTINUATION, blend=blend))
+        assert Pipeline(recipe, tmp_path).run("continuation")
+        kept[blend] = load_file(tmp_path / "continuation" / "dit.safetensors")
+        shutil.rmtree(tmp_path / "continuation")
+    for name, before in load_file(tmp_path / "inter" / "dit.safetensors").items():
+        assert torch.allclose(kept[1e-6][name], before, atol=1e-5), name
+        assert torch.allclose(kept[0.5][name], (before + kept[1.0][name]) / 2, atol=1e-6), name
+    head = "head.head.weight"
+    assert not torch.allclose(kept[1e-6][head], kept[1.0][head], atol=1e-4)
 
 
 def test_shared_noise_and_the_motion_loss_reach_what_is_exported(run: Path, tmp_path: Path) -> None:
