@@ -8,34 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from shotstream.runtime.errors import UserError
-from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.training.data.batches import Condition, draw_clip, encode
 from shotstream.training.data.stories import TrainingStories
-from shotstream.training.distributed.accumulate import Part, PartDraws, PartLoss, backward, parts_of
+from shotstream.training.distributed.accumulate import Part, PartDraws, PartLoss
 from shotstream.training.distributed.flops import Geometry, Pass, Work, step_work
-from shotstream.training.distributed.launch import ALONE, Team
-from shotstream.training.distributed.scale import Scale
-from shotstream.training.distributed.sharding import load_trained, place, trained_state
+from shotstream.training.distributed.launch import Team
+from shotstream.training.distributed.sharding import place
 from shotstream.training.method.clean_history import continuation_loss
-from shotstream.training.method.draws import TorchDraws
 from shotstream.training.stages.given import Codec, FrozenText, Unread
-from shotstream.training.stages.optim import stage_optimizer, take_step
-from shotstream.training.stages.student_sheet import write_student_sheet
-from shotstream.training.stages.teacher import takes_adam
-from shotstream.training.stages.trainer import Ema, LoopConfig, step_generator
+from shotstream.training.stages.regression import RegressionRecipe, RegressionStage
+from shotstream.training.stages.trainer import LoopConfig
 
 
 @dataclass(frozen=True)
-class ContinuationRecipe(Scale):
+class ContinuationRecipe(RegressionRecipe):
     """Hyper-parameters. At the first ``kept_steps`` of the student's noise levels, the first chunk of a shot stays as
     the student of the stage before has it, an error there counting ``kept_weight`` times; at the others its target is
     the true one too. ``blend``: the share of the trained weights in the weights that are kept, the rest being those of
@@ -43,23 +36,14 @@ class ContinuationRecipe(Scale):
     """
 
     steps: int = 260
-    batch: int = 8
-    frames: int = 9
+    lr: float = 3e-4
+    adam_lr: float = 1.5e-4
+    decay: float = 0.6
+    seed: int = 5
     kept_steps: int = 3
     kept_weight: float = 3.0
     blend: float = 0.5
-    lr: float = 3e-4
-    adam_lr: float = 1.5e-4
-    ema: float = 0.98
-    clip: float = 1.0
-    text_drop: float = 0.1
     context_drop: float = 0.1
-    optimizer: str = "muon"
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
-    warmup: int = 10
-    decay: float = 0.6
-    seed: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,8 +56,8 @@ class ContinuationRecipe(Scale):
         return LoopConfig(self.steps, self.warmup, self.decay, save_every=40, log_every=10, sheet_every=130)
 
 
-class ContinuationStage:
-    """State and step of the regression (see :class:`shotstream.training.stages.trainer.Stage`)."""
+class ContinuationStage(RegressionStage):
+    """State and step of the regression."""
 
     name = "continuation"
 
@@ -81,34 +65,23 @@ class ContinuationStage:
         self, recipe: ContinuationRecipe, student: Transformer, before: Transformer, text: FrozenText,
         data: TrainingStories, held_out: TrainingStories, vae: Codec, team: Team | None = None,
     ) -> None:  # fmt: skip
-        self.team = team = team or replace(ALONE, device=next(student.parameters()).device)
-        self.recipe, self.text, self.data = recipe, text, data
-        self.held_out, self.vae = held_out, vae
-        self.device = team.device
-        self.model = place(student, team, recipe)
-        self.before = place(before.requires_grad_(False).eval(), team, recipe)
-        self.schedule = NoiseSchedule(student.config.shift, self.device)
+        super().__init__(recipe, student, text, held_out, vae, team)
+        self.recipe, self.data = recipe, data
+        self.before = place(before.requires_grad_(False).eval(), self.team, recipe)
         self.steps = self.schedule.warp(student.config.nominal_steps)
-        self.ema = Ema({"dit": student}, recipe.ema)
-        self.optimizer = stage_optimizer({"dit": student}, recipe, takes_adam)
-        self._captions = 0
 
     def step(self, index: int, lr_factor: float) -> dict[str, float]:
-        recipe, parts = self.recipe, parts_of(self.recipe.batch, self.team, self.recipe.micro_batch)
+        recipe, parts = self.recipe, self._parts()
         rng = np.random.default_rng([recipe.seed, 31, index])
         clips, conditions = zip(*self._drawn(rng, range(parts[0].start, parts[-1].stop)), strict=True)
         text_dropped = bool(rng.random() < recipe.text_drop)
-        self._captions = 0
 
         def loss_of(part: Part) -> PartLoss:
-            draws = TorchDraws(step_generator(recipe.seed, index, self.device), device=self.device)
             clip = torch.stack(clips[part.rows]).to(self.device)
-            return self._part_loss(clip, conditions[part.rows], text_dropped, PartDraws(draws, part), part.share)
+            draws = PartDraws(self._draws(index), part)
+            return self._part_loss(clip, conditions[part.rows], text_dropped, draws, part.share)
 
-        figures = backward(parts, loss_of, self.team)
-        norm = take_step(self.optimizer, (self.model,), recipe.clip, lr_factor)
-        self.ema.update(index)
-        return figures | {"grad_norm": norm}
+        return self._update(index, lr_factor, loss_of)
 
     def _drawn(self, rng: np.random.Generator, own: range) -> Iterator[tuple[Tensor, Condition]]:
         """The whole batch, of which only the rows ``own`` are read."""
@@ -120,10 +93,7 @@ class ContinuationStage:
     def _part_loss(
         self, clip: Tensor, conditions: tuple[Condition, ...], text_dropped: bool, draws: PartDraws, weight: float
     ) -> PartLoss:
-        conditioning = encode(conditions, self.text, self.device)
-        self._captions += len(conditioning.captions_NLD)
-        if text_dropped:
-            conditioning = replace(conditioning, captions_NLD=torch.zeros_like(conditioning.captions_NLD))
+        conditioning = self._without_text(encode(conditions, self.text, self.device), text_dropped)
         with self.recipe.autocast(self.device):
             found = continuation_loss(
                 self.model, self.before, self.schedule, clip, self.steps, conditioning, draws,
@@ -133,31 +103,11 @@ class ContinuationStage:
         return PartLoss(found.loss, figures, weight)
 
     def work(self, index: int) -> Work:
-        recipe = self.recipe
+        config, recipe = self.model.config, self.recipe
         height, width = self.data.single(0, 0, 0).shape[-2:]
-        sample = Geometry(
-            self.model.config, self.model.config.tokens_per_frame(height, width), self.model.config.context_frames,
-            recipe.frames,
-        )  # fmt: skip
+        sample = Geometry(config, config.tokens_per_frame(height, width), config.context_frames, recipe.frames)
         captions = self._captions * self.team.size / recipe.batch
         return step_work(sample, passes(sample), recipe.batch, captions=captions)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "dit": trained_state(self.model), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict()
-        }  # fmt: skip
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        load_trained(self.model, state["dit"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def sample_sheet(self, path: Path) -> None:
-        """The student's own next shots of held-out stories, rolled out chunk by chunk."""
-        self.ema.swap()
-        sheet = path if self.team.first else None
-        write_student_sheet(self.model, self.text, self.vae, self.held_out, sheet, self.recipe, self.recipe.frames)
-        self.ema.swap()
 
 
 def passes(sample: Geometry) -> list[Pass]:
