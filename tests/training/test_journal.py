@@ -141,6 +141,17 @@ def test_speed_is_that_of_the_steps_and_a_share_of_all_devices(tmp_path: Path, m
     assert four.line(1, 0.0, 0)["of_peak"] == 0.0625
 
 
+def test_on_a_gpu_the_log_has_the_most_memory_that_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "peak_tflops", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
+    alone = trainer._Gauge(ALONE)
+    alone.add(_Clocked(), 0, 1.0)
+    assert "peak_gib" not in alone.line(1, 0.0, 0)
+    gpu = trainer._Gauge(replace(ALONE, device=torch.device("cuda")))
+    gpu.add(_Clocked(), 0, 1.0)
+    assert gpu.line(1, 0.0, 0)["peak_gib"] == 1.5
+
+
 class _Half(Codec):
     """Pixels in bfloat16, as the codec of a GPU gives them."""
 

@@ -144,6 +144,7 @@ class _Gauge:
 
     def __init__(self, team: Team) -> None:
         self.peak = peak_tflops(team.device)
+        self.device = team.device
         self.size = team.size
         self._clear()
 
@@ -177,6 +178,8 @@ class _Gauge:
             line |= {"tokens_per_s": round(self.tokens / self.busy, 1), "tflops": round(tflops, 4)}
             if self.peak is not None:
                 line["of_peak"] = round(tflops / (self.peak * self.size), 4)
+        if self.device.type == "cuda":
+            line["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)
         line |= _mean(self.rows)
         self._clear()
         return line
