@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from films import assert_same_film, latents_of
@@ -183,8 +184,12 @@ def test_without_onnx_runtime_the_pip_line_is_given(onnx_runtime: MakeRuntime, m
         onnx_runtime()
 
 
-def test_onnxruntime_may_be_the_package_for_gpus(onnx_runtime: MakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnxruntime_may_be_the_package_for_gpus(
+    small_runtime: MakeRuntime, onnx_runtime: MakeRuntime, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of which the module has the same name, and no distribution is called onnxruntime."""
+    for made in cache.glob("small-int8-*"):
+        shutil.rmtree(made)  # so that it is made here, and what made it is asked
     real = metadata.distribution
 
     def distribution(package: str) -> Any:
@@ -193,8 +198,10 @@ def test_onnxruntime_may_be_the_package_for_gpus(onnx_runtime: MakeRuntime, monk
         return real(package)
 
     monkeypatch.setattr(metadata, "distribution", distribution)
-    for precision in ("float32", "int8"):
-        onnx_runtime(precision=precision)
+    assert_same_film(small_runtime(engine="eager"), onnx_runtime())
+    onnx_runtime(precision=INT8)
+    manifest = json.loads((next(cache.glob("small-int8-*")) / MANIFEST).read_text())
+    assert manifest["source"]["versions"]["onnxruntime"] == onnxruntime.__version__
 
 
 def _change(folder: Path, change: Callable[[Any], object]) -> None:
