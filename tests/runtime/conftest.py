@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from command_line import shell
 from small_model import one_thread, small_runtime
 
-__all__ = ["one_thread", "small_runtime"]
+__all__ = ["one_thread", "shell", "small_runtime"]
 
 
 @pytest.fixture(autouse=True)

@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from command_line import Shell
 
-from shotstream.runtime.cli import run
 from shotstream.runtime.cli.choices import ask, someone_to_ask
 from shotstream.runtime.cli.interrupts import Interrupts
 from shotstream.runtime.story import parse_yaml
-
-Shell = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
-    """Runs a command in this process: exit code, standard output, standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
-    handlers, level = logging.root.handlers[:], logging.root.level
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = run(arguments)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    yield call
-    logging.root.handlers[:], logging.root.level = handlers, level
 
 
 def refused(answer: tuple[int, str, str]) -> str:

@@ -57,7 +57,6 @@ def everything_is_seen() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def reader() -> Reader:
-    torch.set_num_threads(1)
     return load_reader()
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from distributed_jobs import alone, run_steps, together, write_pairs
 from torch import Tensor
 
@@ -27,14 +25,6 @@ STAGES: list[tuple[str, list[int], dict[str, Any]]] = [
     ("continuation", [0], {}),
 ]
 CLOSE = 1e-6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

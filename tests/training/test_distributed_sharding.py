@@ -34,11 +34,7 @@ def apart(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """Every case in one process, whole."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    found = alone(distillations, tmp_path_factory.mktemp("single"), CASES)
-    torch.set_num_threads(threads)
-    return found
+    return alone(distillations, tmp_path_factory.mktemp("single"), CASES)
 
 
 def test_switches_of_the_roll_out_change_the_gradient(single: list[Any]) -> None:

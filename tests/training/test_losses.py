@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,14 +29,6 @@ SCHEDULE = NoiseSchedule(8.0)
 STEPS = SCHEDULE.warp(CONFIG.nominal_steps)
 FRAMES = 6
 SUBSET = Path(__file__).parents[1] / "vectors" / "subset.pt"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_model(seed: int) -> Transformer:

@@ -26,7 +26,6 @@ SLOTS = ("species", *HERO_SLOTS, *FRAME_SLOTS)
 
 @pytest.fixture(scope="module")
 def reader() -> Reader:
-    torch.set_num_threads(1)
     return load_reader()
 
 

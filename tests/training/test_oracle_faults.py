@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from shotstream.training.oracle.check import reading_errors
@@ -41,7 +40,6 @@ On true renders of 40 stories (200 shots) the reader errs in 0.8 % of the access
 
 @pytest.fixture(scope="module")
 def reader() -> Reader:
-    torch.set_num_threads(1)
     return load_reader()
 
 

@@ -31,10 +31,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def _as_before() -> Iterator[None]:
-    threads, handlers, level = torch.get_num_threads(), logging.root.handlers[:], logging.root.level
-    torch.set_num_threads(1)
+    handlers, level = logging.root.handlers[:], logging.root.level
     yield
-    torch.set_num_threads(threads)
     logging.root.handlers[:], logging.root.level = handlers, level
 
 

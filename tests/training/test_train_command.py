@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from command_line import Shell
 from safetensors.torch import load_file
 
-from shotstream.runtime.cli import run
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.plugins import ModelRequest
@@ -37,22 +35,6 @@ SIZES: dict[str, Any] = {
     "text_len": 48,
     "text_dim": 192,
 }
-Shell = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
-    """Runs a command in this process: exit code, standard output, standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
-    handlers, level = logging.root.handlers[:], logging.root.level
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = run(arguments)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    yield call
-    logging.root.handlers[:], logging.root.level = handlers, level
 
 
 @pytest.fixture(scope="module")
