@@ -41,8 +41,8 @@ class DiTConfig:
     nominal_steps: tuple[int, ...] = (1000, 740, 500, 260)
     context_noise: float = 0.0
     """Timestep, 0 to 1000, of the clean pass: finished chunks are remembered with this much noise mixed in."""
-    noise_share: float = 0.0
-    """Share, 0 to 1, of the noise's variance that all latent frames of a shot have in common."""
+    noise_offset: float = 0.0
+    """Share, 0 to 1, of the noise's variance that all patches of a shot have in common (offset noise)."""
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:
@@ -51,8 +51,10 @@ class DiTConfig:
             raise UserError(f"patch {self.patch} must not span several latent frames; use (1, height, width)")
         if not 0 <= self.context_noise <= 1000:
             raise UserError(f"context_noise {self.context_noise} is a timestep; it must lie in 0 to 1000")
-        if not 0 <= self.noise_share <= 1:
-            raise UserError(f"noise_share {self.noise_share} is a share of the noise's variance; it must lie in 0 to 1")
+        if not 0 <= self.noise_offset <= 1:
+            raise UserError(
+                f"noise_offset {self.noise_offset} is a share of the noise's variance; it must lie in 0 to 1"
+            )
         ring = self.local_frames - self.sink_frames
         if ring < self.chunk_frames or ring % self.chunk_frames:
             raise UserError(

@@ -25,7 +25,7 @@ CONTEXT = 1 << 16
 """Step number of the noise that a finished chunk is remembered with."""
 
 SHOT = 0xFFFFFFFF
-"""Chunk number of the noise that all chunks of a shot have in common; no shot has as many chunks."""
+"""Chunk number of the offset that all chunks of a shot have in common; no shot has as many chunks."""
 
 _WORDS = npt.NDArray[np.uint64]
 _LOW = np.uint64(0xFFFFFFFF)
@@ -79,9 +79,13 @@ def normal(seed: int, shot: int, chunk: int, step: int, count: int) -> npt.NDArr
     return out.reshape(-1)[:count]
 
 
-def with_shared(own_BFCHW: Tensor, shared_BCHW: Tensor, share: float) -> Tensor:
-    """Standard normal noise whose frames have the `share` of their variance in common: that of `shared_BCHW`."""
-    return math.sqrt(1 - share) * own_BFCHW + math.sqrt(share) * shared_BCHW[:, None]
+def with_offset(own_BFCHW: Tensor, offset_BCPQ: Tensor, share: float) -> Tensor:
+    """Noise of unit variance of which all patches of all frames have the `share` in common: `offset_BCPQ`, one patch.
+
+    What a network reads from the offset is the same everywhere in a shot, and not hidden among independent numbers.
+    """
+    rows, columns = own_BFCHW.shape[-2] // offset_BCPQ.shape[-2], own_BFCHW.shape[-1] // offset_BCPQ.shape[-1]
+    return math.sqrt(1 - share) * own_BFCHW + math.sqrt(share) * offset_BCPQ.tile(1, 1, rows, columns)[:, None]
 
 
 class NoiseSource:
@@ -93,27 +97,28 @@ class NoiseSource:
         device: torch.device,
         dtype: torch.dtype,
         fill: Callable[[Tensor, int, int, int, int], None] | None = None,
-        share: float = 0.0,
+        offset: float = 0.0,
+        patch: tuple[int, int] = (2, 2),
     ) -> None:
         """fill: writes the numbers of :func:`normal` for (seed, shot, chunk, step) into a tensor on the device.
-        share: what a shot's latent frames have in common, see `DiTConfig.noise_share`.
+        offset: what the patches of a shot have in common, see `DiTConfig.noise_offset`; patch: height and width of one.
         """
         self.seed = check_seed(seed)
         self.device = device
         self._dtype = dtype
         self._fill = fill
-        self._share = share
+        self._offset, self._patch = offset, patch
 
     def draw(self, shot: int, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal noise of `shape`, with a share [B, F, C, H, W]: drawn in float32, then cast.
+        """Normal noise of `shape`, with an offset [B, F, C, H, W]: drawn in float32, then cast.
 
-        The shared part is the same in every chunk and at every step of a shot. What a finished chunk is remembered
-        with has none.
+        The offset is the same in every chunk and at every step of a shot. What a finished chunk is remembered with has
+        none.
         """
         own = self._draw(shot, chunk, step, shape)
-        if not self._share or step == CONTEXT:
+        if not self._offset or step == CONTEXT:
             return own
-        return with_shared(own, self._draw(shot, SHOT, START, (shape[0], *shape[2:])), self._share)
+        return with_offset(own, self._draw(shot, SHOT, START, (shape[0], shape[2], *self._patch)), self._offset)
 
     def _draw(self, shot: int, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
         if self._fill is not None:

@@ -48,7 +48,10 @@ class Session:
         self.frames_made = 0
         self.memory_begins = 0
         """Number of the first shot that is remembered; 0 unless `forget` was called."""
-        self._noise = NoiseSource(seed, runtime.device, runtime.dtype, runtime.fill_noise, parts.config.noise_share)
+        config = parts.config
+        self._noise = NoiseSource(
+            seed, runtime.device, runtime.dtype, runtime.fill_noise, config.noise_offset, config.patch[1:]
+        )
         self._history = history or History(parts.config.context_frames)
         self._state = runtime.take_state()
         self._watch = Stopwatch(runtime.device)

@@ -1,8 +1,9 @@
 """The stages of a recipe in order, each finding what earlier ones left in the run's folder. Progress is the caller's.
 
 Folder of a run: ``vae/``, ``text/``, ``latents/``, ``images/``, ``held_out/``, ``teacher/``, ``ode/``, ``intra/``,
-``inter/``, ``continuation/``, ``decoder/`` (checkpoints, logs, sheets) and ``weights/`` (what the runtime loads). A
-recipe that trains on videos has only the stages of the transformer and ``export``; the rest was prepared.
+``inter/``, ``continuation/``, ``coupled/``, ``decoder/`` (checkpoints, logs, sheets) and ``weights/`` (what the
+runtime loads). A recipe that trains on videos has only the stages of the transformer and ``export``; the rest was
+prepared.
 
 With several processes the stages that train the transformer are shared; the others are the first process's work.
 """
@@ -31,6 +32,7 @@ from shotstream.training.method.lora import adapters_of, merged_state
 from shotstream.training.plan import check_memory, plan_stage
 from shotstream.training.recipe import SHARED_STAGES, STAGES, Recipe
 from shotstream.training.stages.continuation import ContinuationStage
+from shotstream.training.stages.coupled import CoupledStage
 from shotstream.training.stages.dmd import DmdRecipe, InterStage, IntraStage
 from shotstream.training.stages.given import Codec, FrozenText
 from shotstream.training.stages.ode import OdeStage
@@ -43,7 +45,7 @@ from shotstream.training.videos import load_codec, open_videos
 from shotstream.training.weights import load_dit_weights, load_text_weights, save_weights, trained_codec
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
-STUDENTS = ("continuation", "inter", "intra", "ode")
+STUDENTS = ("coupled", "continuation", "inter", "intra", "ode")
 """Stages whose transformer plays, the last one first."""
 
 
@@ -114,10 +116,7 @@ class Pipeline:
     def teacher(self) -> bool:
         """Train the bidirectional next-shot model."""
         recipe = self.recipe.teacher
-        sources = [self._data()]
-        if self.recipe.images is not None and self.recipe.source == "world":
-            sources.append(LatentStories(self.out / "images", self.recipe.images))
-        stage = TeacherStage(recipe, sources, self._held_out(), self._text(), self._codec(), team=self.team)
+        stage = TeacherStage(recipe, self._sources(), self._held_out(), self._text(), self._codec(), team=self.team)
         done = self._loop(stage, recipe.loop, self.team)
         self._keep(stage.ema, stage.model, self._file("teacher", "dit"))
         return done
@@ -156,6 +155,19 @@ class Pipeline:
         )  # fmt: skip
         done = self._loop(stage, recipe.loop, self.team)
         self._keep(stage.ema, stage.model, self._file("continuation", "dit"), stage.before, recipe.blend)
+        return done
+
+    def coupled(self) -> bool:
+        """True shots from noise that knows the choices."""
+        recipe = self.recipe.coupled
+        if recipe is None:
+            return True
+        before = "inter" if self.recipe.continuation is None else "continuation"
+        stage = CoupledStage(
+            recipe, self._dit(before).train(), self._text(), self._sources(), self._held_out(), self._codec(), self.team
+        )
+        done = self._loop(stage, recipe.loop, self.team)
+        self._keep(stage.ema, stage.model, self._file("coupled", "dit"))
         return done
 
     def export(self) -> bool:
@@ -225,7 +237,7 @@ class Pipeline:
 
     def _of_student(self, config: DiTConfig) -> DiTConfig:
         """The recipe's ways to play, which no weight tells."""
-        return replace(config, context_noise=self.recipe.context_noise, noise_share=self.recipe.noise_share)
+        return replace(config, context_noise=self.recipe.context_noise)
 
     def _text(self) -> FrozenText:
         if self.recipe.source == "videos":
@@ -248,6 +260,13 @@ class Pipeline:
         if self.recipe.source == "videos":
             return self._videos()
         return LatentStories(self.out / "latents", self.recipe.latents)
+
+    def _sources(self) -> list[TrainingStories]:
+        """Stories with clips, and those of single pictures."""
+        sources = [self._data()]
+        if self.recipe.images is not None and self.recipe.source == "world":
+            sources.append(LatentStories(self.out / "images", self.recipe.images))
+        return sources
 
     def _held_out(self) -> TrainingStories:
         if self.recipe.source == "videos":

@@ -12,6 +12,7 @@ from pathlib import Path
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.wan import WanSizes
 from shotstream.training.data.prepared import INFO, read_info
+from shotstream.training.data.teacher_data import Phase
 from shotstream.training.distributed.accumulate import parts_of
 from shotstream.training.distributed.flops import Geometry, Pass, Work, step_work
 from shotstream.training.distributed.launch import Team
@@ -19,6 +20,7 @@ from shotstream.training.distributed.memory import Need, Network, adapter_parame
 from shotstream.training.distributed.scale import Scale
 from shotstream.training.recipe import SHARED_STAGES, Recipe
 from shotstream.training.stages.continuation import passes as continuation_passes
+from shotstream.training.stages.coupled import passes as coupled_passes
 
 _PIXELS = 8  # rendered ones, to a side of a latent of the tiny codec
 
@@ -89,7 +91,7 @@ def _kinds(stage: str, recipe: Recipe, per_frame: int) -> Sequence[tuple[str, in
         for phase in recipe.teacher.phases:
             sample = Geometry(config, per_frame, min(phase.context, config.context_frames), phase.frames)
             passes = [sample.everything(trained=True)]
-            kinds.append((f"{phase.context}+{phase.frames} latents", phase.batch, sample, passes))
+            kinds.append((_label(phase), phase.batch, sample, passes))
         return kinds
     if stage == "ode":
         sample = Geometry(config, per_frame, config.context_frames, recipe.ode.frames)
@@ -97,6 +99,12 @@ def _kinds(stage: str, recipe: Recipe, per_frame: int) -> Sequence[tuple[str, in
     if stage == "continuation" and recipe.continuation is not None:
         sample = Geometry(config, per_frame, config.context_frames, recipe.continuation.frames)
         return [("regression", recipe.continuation.batch, sample, continuation_passes(sample))]
+    if stage == "coupled" and recipe.coupled is not None:
+        kinds = []
+        for phase in recipe.coupled.phases:
+            sample = Geometry(config, per_frame, min(phase.context, config.context_frames), phase.frames)
+            kinds.append((_label(phase), phase.batch, sample, coupled_passes(sample, recipe.coupled.played)))
+        return kinds
     part = recipe.intra if stage == "intra" else recipe.inter
     sample = Geometry(config, per_frame, config.context_frames, part.frames)
     name = "" if stage == "intra" else ", a shot"
@@ -104,6 +112,10 @@ def _kinds(stage: str, recipe: Recipe, per_frame: int) -> Sequence[tuple[str, in
         (f"generator{name}", part.batch, sample, sample.generator()),
         (f"critic{name}", part.batch, sample, sample.critic()),
     ]
+
+
+def _label(phase: Phase) -> str:
+    return f"{phase.context}+{phase.frames} latents"
 
 
 def _networks(stage: str, recipe: Recipe) -> tuple[float, list[Network]]:

@@ -17,15 +17,16 @@ import yaml
 from shotstream.runtime.errors import UserError
 from shotstream.training.data.latents import LatentPlan
 from shotstream.training.stages.continuation import ContinuationRecipe
+from shotstream.training.stages.coupled import CoupledRecipe
 from shotstream.training.stages.dmd import DmdRecipe
 from shotstream.training.stages.ode import OdeRecipe
 from shotstream.training.stages.teacher import TeacherRecipe
 from shotstream.training.stages.text import TextRecipe
 from shotstream.training.stages.vae import VAERecipe
 
-STAGES = ("vae", "text", "latents", "teacher", "ode", "intra", "inter", "continuation", "decoder", "export")
+STAGES = ("vae", "text", "latents", "teacher", "ode", "intra", "inter", "continuation", "coupled", "decoder", "export")
 """In the order in which they need each other."""
-SHARED_STAGES = ("teacher", "ode", "intra", "inter", "continuation")
+SHARED_STAGES = ("teacher", "ode", "intra", "inter", "continuation", "coupled")
 """Those that train the transformer, on any number of processes; the others are the first process's work."""
 SOURCES = ("world", "videos")
 
@@ -33,16 +34,14 @@ SOURCES = ("world", "videos")
 @dataclass(frozen=True)
 class Recipe:
     """One model's whole training. ``decoder`` trains the codec's decoder further, behind fixed latents;
-    ``continuation`` is a last stage of the student, which the reference has not. Without them these stages are left
-    out. ``latents`` are the training stories, ``images`` more of them as single frames, ``held_out`` those of the
-    sample sheets.
+    ``continuation`` and ``coupled`` are last stages of the student, which the reference has not. Without them these
+    stages are left out. ``latents`` are the training stories, ``images`` more of them as single frames, ``held_out``
+    those of the sample sheets.
 
     ``source`` is "world" (stories rendered from seeds) or "videos": real clips, which ``shotstream train prepare`` has
     put into the folder ``videos``, with ``codec`` ("default", "random", or a folder of weights) for sample sheets and
     for the stage ``inter``. ``context_noise`` is the student's (see ``DiTConfig``), in all its stages and in what is
-    exported; ``steady`` is the exported codec's (see ``TinyVAEConfig``). ``noise_share`` (see ``DiTConfig``) is the
-    student's, in its pairs and stages and in what is exported; the teacher has its own. More than the teacher's makes
-    its trajectories calmer.
+    exported; ``steady`` is the exported codec's (see ``TinyVAEConfig``).
     """
 
     name: str
@@ -60,14 +59,19 @@ class Recipe:
     intra: DmdRecipe = field(default_factory=DmdRecipe)
     inter: DmdRecipe = field(default_factory=lambda: DmdRecipe(steps=20, batch=4, lora_rank=32, seed=3))
     continuation: ContinuationRecipe | None = None
+    coupled: CoupledRecipe | None = None
     render_workers: int = 2
     context_noise: float = 0.0
-    noise_share: float = 0.0
     steady: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise UserError(f"recipe {self.name}: source is {' or '.join(SOURCES)}, not {self.source!r}")
+        if self.coupled is not None and self.source != "world":
+            raise UserError(
+                f"recipe {self.name}: stage coupled needs to know what a shot leaves open, and {self.source} do "
+                "not tell; leave coupled out"
+            )
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
-@pytest.mark.parametrize("options", [{}, {"sink_frames": 6}, {"context_noise": 300.0}, {"noise_share": 0.5}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"sink_frames": 6}, {"context_noise": 300.0}, {"noise_offset": 0.5}], ids=str)
 def test_both_engines_make_the_same_film(small_runtime: MakeRuntime, options: dict[str, Any]) -> None:
     eager = small_runtime(engine="eager", model_options=options)
     graph = small_runtime(engine="graph", model_options=options)

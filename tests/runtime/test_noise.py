@@ -9,7 +9,7 @@ import torch
 
 from shotstream.runtime.config import TINY
 from shotstream.runtime.errors import UserError
-from shotstream.runtime.noise import CONTEXT, NoiseSource, check_seed, normal, philox4x32
+from shotstream.runtime.noise import CONTEXT, NoiseSource, check_seed, normal, philox4x32, with_offset
 
 # Known answers of Random123 (`kat_vectors`, philox4x32 with 10 rounds): counter, key, result.
 PUBLISHED = [
@@ -64,8 +64,13 @@ def test_a_source_draws_in_float32_and_casts():
 SHAPE = (1, 3, 16, 20, 20)
 
 
-def source(share: float) -> NoiseSource:
-    return NoiseSource(9, torch.device("cpu"), torch.float32, share=share)
+def source(offset: float) -> NoiseSource:
+    return NoiseSource(9, torch.device("cpu"), torch.float32, offset=offset)
+
+
+def patch_means(noise: torch.Tensor) -> torch.Tensor:
+    """Means over all patches [C, 2, 2]: what patches have in common, but for a 100th of the rest's variance."""
+    return noise.unflatten(3, (10, 2)).unflatten(5, (10, 2)).mean((0, 1, 3, 5))
 
 
 def alike(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -73,16 +78,26 @@ def alike(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
 
 
-def test_frames_of_a_shot_have_the_share_of_their_noise_in_common():
+def test_patches_of_a_shot_have_their_share_of_the_noise_in_common():
     drawn = source(0.5).draw(2, 0, 0, SHAPE)
-    assert abs(float(drawn.std()) - 1) < 0.02
+    rest = drawn.unflatten(3, (10, 2)).unflatten(5, (10, 2)) - patch_means(drawn)[:, None, :, None, :]
+    assert abs(float(rest.std()) - 0.5**0.5) < 0.02
+    common = patch_means(drawn)
     elsewhere = [source(0.5).draw(2, 1, 0, SHAPE), source(0.5).draw(2, 0, 3, SHAPE)]  # another chunk, another step
-    for other in (drawn[:, 1], *(z[:, 2] for z in elsewhere)):
-        assert abs(alike(drawn[:, 0], other) - 0.5) < 0.05
-    assert abs(alike(drawn[:, 0], source(0.5).draw(3, 0, 0, SHAPE)[:, 0])) < 0.05  # another shot
+    assert all(alike(common, patch_means(other)) > 0.95 for other in (drawn[:, :1], *elsewhere))
+    another = torch.stack([patch_means(source(0.5).draw(shot, 0, 0, SHAPE)) for shot in range(3, 43)])
+    assert abs(float(another.var()) - 0.5) < 0.1
+    assert abs(alike(another[:-1], another[1:])) < 0.1
 
 
-def test_without_a_share_noise_is_as_it_always_was():
+def test_an_offset_is_one_patch_tiled():
+    own, offset = torch.zeros(1, 2, 3, 4, 6), torch.arange(12.0).view(1, 3, 2, 2)
+    noise = with_offset(own, offset, 0.25)
+    assert torch.equal(noise[0, 1, 2, :2, :2], offset[0, 2] / 2)
+    assert torch.equal(noise[..., :2, :2], noise[..., 2:, 4:])
+
+
+def test_without_an_offset_noise_is_as_it_always_was():
     numbers = torch.from_numpy(normal(9, 2, 1, 3, 3 * 6400)).view(SHAPE)
     assert torch.equal(source(0.0).draw(2, 1, 3, SHAPE), numbers)
 
@@ -91,7 +106,7 @@ def test_what_a_chunk_is_remembered_with_is_its_own():
     assert torch.equal(source(0.5).draw(2, 1, CONTEXT, SHAPE), source(0.0).draw(2, 1, CONTEXT, SHAPE))
 
 
-def test_device_and_host_share_alike():
+def test_device_and_host_have_the_same_offset():
     def fill(out: torch.Tensor, seed: int, shot: int, chunk: int, step: int) -> None:
         out.copy_(torch.from_numpy(normal(seed, shot, chunk, step, out.numel())).view(out.shape))
 
@@ -100,9 +115,9 @@ def test_device_and_host_share_alike():
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
-def test_a_share_is_a_share(share):
-    with pytest.raises(UserError, match="noise_share"):
-        replace(TINY, noise_share=share)
+def test_an_offset_is_a_share(share):
+    with pytest.raises(UserError, match="noise_offset"):
+        replace(TINY, noise_offset=share)
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 64, 1.5, "7", True])

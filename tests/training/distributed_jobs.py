@@ -37,6 +37,7 @@ from shotstream.training.method.draws import TorchDraws
 from shotstream.training.method.parity_cases import RecordedDraws
 from shotstream.training.method.rollout import RolloutSettings
 from shotstream.training.stages.continuation import ContinuationRecipe, ContinuationStage
+from shotstream.training.stages.coupled import CoupledRecipe, CoupledStage
 from shotstream.training.stages.dmd import DmdRecipe, InterStage, IntraStage
 from shotstream.training.stages.ode import OdeRecipe, OdeStage
 from shotstream.training.stages.optim import build_optimizer
@@ -51,10 +52,11 @@ CONFIG = DiTConfig(dim=32, heads=2, ffn_dim=48, layers=2, channels=4, text_len=5
 FULL = {"precision": "float32"}
 TEACHER = TeacherRecipe(
     model=CONFIG, phases=(Phase(4, 4, 1, 2), Phase(4, 4, 3, 6)), parts_layer=0, motion_weight=1.0, warmup=1, seed=3,
-    init=RANDOM, noise_share=0.3, optimizer="adamw", **FULL,
+    init=RANDOM, optimizer="adamw", **FULL,
 )  # fmt: skip
 ODE = OdeRecipe(steps=8, batch=4, frames=6, text_drop=0.5, optimizer="adamw", **FULL)
 DMD = DmdRecipe(steps=8, batch=4, frames=6, shots=2, ratio=2, **FULL)
+COUPLED = CoupledRecipe(phases=(Phase(2, 4, 1, 2), Phase(2, 4, 3, 6), Phase(2, 4, 6, 6)), optimizer="adamw", **FULL)
 CONTINUATION = ContinuationRecipe(batch=4, frames=6, kept_steps=2, precision="float32")
 
 
@@ -95,6 +97,9 @@ class Stories:
 
     def captions(self, story: int, shots: Sequence[int], wording: int | None) -> list[str]:
         return [f"{story} {shot}" for shot in shots]
+
+    def choices(self, story: int, shot: int, shown: int, seed: int) -> Tensor:
+        return _seeded((7,), 6, story, shot, shown, seed)
 
 
 class Text:
@@ -143,6 +148,9 @@ def make_stage(name: str, folder: Path, team: Team, **changes: Any) -> Any:
     if name == "continuation":
         recipe = replace(CONTINUATION, **changes)
         return ContinuationStage(recipe, network(1), network(2), Text(), Stories(), Stories(), Codec(), team)
+    if name == "coupled":
+        recipe = replace(COUPLED, **changes)
+        return CoupledStage(recipe, network(1), Text(), [Stories()], Stories(), Codec(), team)
     kind = IntraStage if name == "intra" else InterStage
     changes = ({"lora_rank": 3} if name == "inter" else {}) | changes
     networks = [network(1), network(2), network(3)]

@@ -23,6 +23,8 @@ STAGES: list[tuple[str, list[int], dict[str, Any]]] = [
     ("intra", [0], {"checkpointing": True}),
     ("inter", [0], {}),
     ("continuation", [0], {}),
+    ("coupled", [0, 2, 4], {}),
+    ("coupled", [1, 3], {"played": 1.0}),
 ]
 CLOSE = 1e-6
 

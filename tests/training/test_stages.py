@@ -19,6 +19,7 @@ from shotstream.training.distributed.flops import Work
 from shotstream.training.pipeline import Pipeline
 from shotstream.training.recipe import Recipe, build, explain, load_recipe
 from shotstream.training.stages.continuation import ContinuationRecipe
+from shotstream.training.stages.coupled import CoupledRecipe
 from shotstream.training.stages.dmd import DmdRecipe
 from shotstream.training.stages.ode import OdeRecipe
 from shotstream.training.stages.pairs import sampler_sigmas
@@ -36,6 +37,9 @@ TEACHER = TeacherRecipe(
     precision="float32",
     parts_layer=0,
 )
+COUPLED = CoupledRecipe(
+    phases=(Phase(2, 2, 1, 2), Phase(2, 2, 3, 6), Phase(2, 1, 6, 6)), frames=6, warmup=1, precision="float32"
+)
 CONTINUATION = ContinuationRecipe(steps=2, batch=1, frames=6, lr=1e-2, warmup=1, ema=0.5, precision="float32")
 RECIPE = Recipe(
     name="miniature",
@@ -47,6 +51,7 @@ RECIPE = Recipe(
     ode=OdeRecipe(pairs=2, frames=3, substeps=1, pair_batch=2, steps=2, batch=2, precision="float32"),
     intra=DmdRecipe(steps=3, batch=2, frames=3, ratio=2, precision="float32"),
     continuation=CONTINUATION,
+    coupled=COUPLED,
     inter=DmdRecipe(steps=1, batch=1, frames=3, shots=2, ratio=2, lora_rank=2, precision="float32"),
     render_workers=1,
 )
@@ -94,17 +99,22 @@ def test_a_teacher_starts_from_the_weights_of_another_one(run: Path, tmp_path: P
 
 def test_all_stages_run_in_order_and_leave_weights_that_the_runtime_plays(run: Path) -> None:
     pipeline = Pipeline(RECIPE, run)
-    for stage in ("teacher", "ode", "intra", "inter", "continuation", "export"):
+    for stage in ("teacher", "ode", "intra", "inter", "continuation", "coupled", "export"):
         assert pipeline.run(stage), stage
     assert {p.name for p in (run / "weights").glob("*.safetensors")} == {
         "dit.safetensors",
         "text.safetensors",
         "vae.safetensors",
     }
-    for stage in ("teacher", "ode", "intra", "inter", "continuation"):
+    for stage in ("teacher", "ode", "intra", "inter", "continuation", "coupled"):
         assert list((run / stage).glob("sheet_*.png")), stage
         assert (run / stage / "log.jsonl").read_text().count("\n") >= 1
         assert (run / stage / "curves.png").stat().st_size > 1000
+    offsets = [
+        load_dit_weights(run / s / "dit.safetensors", s).config.noise_offset for s in ("continuation", "coupled")
+    ]
+    assert offsets == [0.0, 0.5]
+    assert load_dit_weights(run / "weights" / "dit.safetensors", "export").config.noise_offset == 0.5
 
 
 def test_what_continuation_keeps_lies_between_the_student_before_and_after(run: Path, tmp_path: Path) -> None:
@@ -126,19 +136,15 @@ def test_what_continuation_keeps_lies_between_the_student_before_and_after(run: 
     assert not torch.allclose(kept[1e-6][head], kept[1.0][head], atol=1e-4)
 
 
-def test_shared_noise_and_the_motion_loss_reach_what_is_exported(run: Path, tmp_path: Path) -> None:
+def test_context_noise_and_the_motion_loss_reach_their_stages(run: Path, tmp_path: Path) -> None:
     for part in ("vae", "text", "latents", "images", "held_out"):
         (tmp_path / part).symlink_to(run / part)
-    recipe = replace(
-        RECIPE, noise_share=0.6, context_noise=300.0, teacher=replace(TEACHER, motion_weight=4.0, noise_share=0.5)
-    )
+    recipe = replace(RECIPE, context_noise=300.0, teacher=replace(TEACHER, motion_weight=4.0))
     pipeline = Pipeline(recipe, tmp_path)
     for stage in ("teacher", "ode", "intra", "export"):
         assert pipeline.run(stage), stage
     assert "motion_6+3" in (tmp_path / "teacher" / "log.jsonl").read_text()
-    assert load_dit_weights(tmp_path / "teacher" / "dit.safetensors", "teacher").config.noise_share == 0.5
-    exported = load_dit_weights(tmp_path / "weights" / "dit.safetensors", "export").config
-    assert (exported.noise_share, exported.context_noise) == (0.6, 300.0)
+    assert load_dit_weights(tmp_path / "weights" / "dit.safetensors", "export").config.context_noise == 300.0
 
 
 def test_a_figure_that_is_not_finite_ends_the_stage_and_keeps_the_checkpoint(run: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.context import choose_context
 from shotstream.runtime.storyline import full_caption
 from shotstream.training.world import is_held_out, paraphrased, render_shot, sample_story
+from shotstream.training.world.choices import choices
 from shotstream.training.world.parts import part_shares
 
 log = logging.getLogger(__name__)
@@ -191,6 +192,10 @@ class LatentStories:
 
     def _nearest(self, frame: int) -> int:
         return min(range(len(self.positions)), key=lambda i: abs(self.positions[i] - frame))
+
+    def choices(self, story: int, shot: int, shown: int, seed: int) -> Tensor:
+        """What a shot shows and no caption says, the first ``shown`` shots being known; see :mod:`world.choices`."""
+        return torch.from_numpy(choices(sample_story(self.seeds[story], self.plan.shots), shot, range(shown), seed))
 
     def captions(self, story: int, shots: Sequence[int], wording: int | None) -> list[str]:
         """Full captions of the given shots: canonical when ``wording`` is None, else paraphrased by that seed."""

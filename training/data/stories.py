@@ -55,6 +55,13 @@ class TrainingStories(Protocol):
         """Whole captions of the given shots; ``wording`` seeds a paraphrase where there are any."""
         ...
 
+    def choices(self, story: int, shot: int, shown: int, seed: int) -> Tensor:
+        """What a shot shows and no caption says, the first ``shown`` shots being known: standard normal numbers,
+        float32 ``[N]``, NaN where there is nothing to choose; none where stories do not tell. ``seed`` decides what a
+        choice leaves open of its numbers.
+        """
+        ...
+
 
 class CaptionEncoder(Protocol):
     """A text encoder, or the embeddings that one made earlier."""

@@ -1,4 +1,7 @@
-"""What a step of the teacher stage is made of: phases, samples drawn from stories of latents, and their batches."""
+"""What a step on true clips is made of: phases, samples drawn from stories of latents, and their batches.
+
+For the teacher, and for the student's stage ``coupled``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from torch import Tensor
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
 from shotstream.training.data.stories import TRIES, TrainingStories, draw_shot
-from shotstream.training.method.conditioning import Routing, route_frames
+from shotstream.training.distributed.accumulate import Part
+from shotstream.training.method.conditioning import Conditioning, Routing, route_frames
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,8 @@ class Phase:
 
     Fewer context frames than the model's six are a random choice among the six, each at its own place: most of
     remembering is learnt from two at a third of the price. 0 leaves history out. A target of one latent is any frame
-    of a shot, encoded alone; longer ones are the beginning of a shot.
+    of a shot, encoded alone, or its first one where samples come with their choices; longer ones are the beginning of a
+    shot.
     """
 
     steps: int
@@ -32,19 +37,31 @@ class Phase:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How samples are drawn: shares of dropped text, dropped history, first shots and freely worded captions."""
+    """How samples are drawn: shares of dropped text, dropped history, first shots and freely worded captions; and
+    whether they come with their choices.
+    """
 
     text_drop: float
     context_drop: float
     first_shot: float
     paraphrase: float
+    choices: bool = False
+
+
+def phase_at(phases: Sequence[Phase], step: int) -> Phase:
+    """The phase that a step belongs to; the last one for steps beyond all."""
+    for phase in phases:
+        if step < phase.steps:
+            return phase
+        step -= phase.steps
+    return phases[-1]
 
 
 @dataclass(frozen=True)
 class Sample:
     """One training sample: clean target ``[F, C, H, W]`` and context latents, rotary positions of all frames (context
-    first), routing of the same frames, its list of captions, and the parts seen in the target, uint8
-    ``[F, H, W, parts]``.
+    first), routing of the same frames, its list of captions, the parts seen in the target, uint8
+    ``[F, H, W, parts]``, and its choices (`TrainingStories.choices`), if they were asked for.
     """
 
     target: Tensor
@@ -54,12 +71,13 @@ class Sample:
     captions: list[str]
     text_dropped: bool
     parts: Tensor
+    choices: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
     """Stacked samples: latents, captions of all samples as one list with a mask ``[N, 1, 1]`` of those kept, and per
-    frame (context first) flags, caption rows and positions, ``[B, F]`` each.
+    frame (context first) flags, caption rows and positions, ``[B, F]`` each. Choices ``[B, N]`` if samples have them.
     """
 
     target: Tensor
@@ -70,6 +88,23 @@ class Batch:
     rows: Tensor
     positions: Tensor
     parts: Tensor
+    choices: Tensor | None
+
+    def conditioning(self, rows_NLD: Tensor) -> Conditioning:
+        """Where the embedded captions are, what the samples are generated from."""
+        on = rows_NLD.device
+        return Conditioning(
+            self.context.to(on), rows_NLD, self.flags.to(on), self.rows.to(on), self.positions.to(on)
+        )  # fmt: skip
+
+
+def draw_samples(
+    sources: Sequence[TrainingStories], unread: Sequence[TrainingStories], drawing: Drawing, phase: Phase,
+    rng: np.random.Generator, config: DiTConfig, parts: Sequence[Part],
+) -> list[Sample]:  # fmt: skip
+    """A step's whole batch, of which only the rows of this process's ``parts`` are read."""
+    own = range(parts[0].start, parts[-1].stop)
+    return [draw_sample(sources if i in own else unread, drawing, phase, rng, config) for i in range(phase.batch)]
 
 
 def draw_sample(
@@ -83,17 +118,20 @@ def draw_sample(
     data, story, shot, wording, text_dropped = _draw_target(sources, drawing, phase, rng)
     slots = config.context_frames
     if phase.frames == 1:
-        position = int(rng.integers(data.singles(story, shot)))
+        position = 0 if drawing.choices else int(rng.integers(data.singles(story, shot)))
         target, parts = data.single(story, shot, position)[None], data.single_parts(story, shot, position)[None]
     else:
         target, parts = data.clip(story, shot, phase.frames), data.clip_parts(story, shot, phase.frames)
     chosen = sorted(rng.choice(slots, min(phase.context, slots), replace=False).tolist())
     positions = (*chosen, *range(slots, slots + phase.frames))
-    if shot == 0 or not phase.context or rng.random() < drawing.context_drop:
+    bare = shot == 0 or not phase.context or rng.random() < drawing.context_drop
+    shown = 0 if bare else shot
+    choices = data.choices(story, shot, shown, int(rng.integers(1 << 62))) if drawing.choices else None
+    if bare:
         routing = Routing((0,) * len(chosen) + (1,) * phase.frames, (0,) * len(positions))
         empty = target.new_zeros(len(chosen), *target.shape[1:])
         captions = data.captions(story, [shot], wording)
-        return Sample(target, empty, positions, routing, captions, text_dropped, parts)
+        return Sample(target, empty, positions, routing, captions, text_dropped, parts, choices)
     context, context_shots = data.context(story, shot, slots)
     whole = route_frames(context_shots, phase.frames, shot, shot + 1, context_frames=slots)
     routing = Routing(
@@ -103,7 +141,7 @@ def draw_sample(
     read = sorted(set(routing.captions))
     routing = Routing(routing.flags, tuple(read.index(row) for row in routing.captions))
     captions = data.captions(story, read, wording)
-    return Sample(target, context[chosen], positions, routing, captions, text_dropped, parts)
+    return Sample(target, context[chosen], positions, routing, captions, text_dropped, parts, choices)
 
 
 def _draw_target(
@@ -153,4 +191,5 @@ def batch_of(samples: Sequence[Sample], multiple: int = 1) -> Batch:
         torch.tensor(rows_of),
         torch.tensor([s.positions for s in samples]),
         torch.stack([s.parts for s in samples]),
+        None if samples[0].choices is None else torch.stack([s.choices for s in samples if s.choices is not None]),
     )

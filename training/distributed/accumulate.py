@@ -75,6 +75,9 @@ class PartDraws:
     def target_noise(self, shape: Shape) -> Tensor:
         return self._whole.target_noise(self._shape(shape))[self._part.rows]
 
+    def offset(self, shape: Shape) -> Tensor:
+        return self._whole.offset(self._shape(shape))[self._part.rows]
+
     def timestep_index(self, batch: int, entries: int) -> Tensor:
         return self._whole.timestep_index(self._part.batch, entries)[self._part.rows]
 

@@ -53,7 +53,7 @@ class Geometry:
 
     def ode(self, clean_history: bool) -> Pass:
         """The regression's masked pass: blocks see context and the blocks before them."""
-        chunk = self.config.chunk_frames
+        chunk = min(self.config.chunk_frames, self.frames)
         starts = range(0, self.frames, chunk)
         pairs = self.context**2 + sum(chunk * (self.context + start + chunk) for start in starts)
         tokens = self.tokens

@@ -52,7 +52,7 @@ from shotstream.training.weights import load_dit_weights, load_text_weights, tra
 from shotstream.training.world import Story
 
 TEACHER = "teacher"
-STAGES = (TEACHER, "ode", "intra", "inter", "continuation")
+STAGES = (TEACHER, "ode", "intra", "inter", "continuation", "coupled")
 """In the order in which they are trained."""
 GAIN = "stage"
 

@@ -23,7 +23,6 @@ from shotstream.runtime.text.tiny import TinyTextEncoder
 from shotstream.training.data.batches import Condition, encode
 from shotstream.training.evaluation.sources import Captions, Frames, canonical, story_noise_seed, to_bytes
 from shotstream.training.method.conditioning import Conditioning, route_frames
-from shotstream.training.method.draws import shot_noise
 from shotstream.training.method.sampling import sample_teacher
 from shotstream.training.stages.trainer import step_generator
 from shotstream.training.world import Story
@@ -104,6 +103,6 @@ class TeacherPlayer:
 
     def _noise(self, stories: Sequence[Story], shot: int) -> Tensor:
         """Starting noise [B, F, C, h, w], every story's and every shot's own."""
-        shape, share = (1, self.settings.frames, *self.latent_shape), self.model.config.noise_share
+        shape = (1, self.settings.frames, *self.latent_shape)
         seeds = [story_noise_seed(self.settings.seed, story) for story in stories]
-        return torch.cat([shot_noise(shape, share, step_generator(seed, shot)) for seed in seeds]).to(self.device)
+        return torch.cat([torch.randn(shape, generator=step_generator(seed, shot)) for seed in seeds]).to(self.device)

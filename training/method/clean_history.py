@@ -52,14 +52,12 @@ def behind_clean_history(
     """x0 predictions `[B, F, C, H, W]` of all blocks of a shot in one pass, each behind the clean blocks before it.
 
     noisy_BFCHW, t_BF: the blocks at noise levels of their own. clean_BFCHW: the same frames without noise, of which the
-    last block is not looked at. Raises ValueError if frames are not whole blocks.
+    last block is not looked at. A single frame is a block of its own. Raises ValueError if frames are not whole blocks.
     """
     batch, frames = noisy_BFCHW.shape[:2]
-    chunk, context = model.config.chunk_frames, conditioning.context_frames
-    if frames % chunk:
-        raise ValueError(f"{frames} frames in blocks of {chunk}")
-    if conditioning.positions_BF is not None:
-        raise ValueError("a clean history goes with all context frames, at the time indices 0, 1, 2 and so on")
+    chunk, context = min(model.config.chunk_frames, frames), conditioning.context_frames
+    if frames % chunk or (frames > 1 and chunk < model.config.chunk_frames):
+        raise ValueError(f"{frames} frames in blocks of {model.config.chunk_frames}")
     past, remembered = frames - chunk, model.config.context_noise
     first = conditioning.context_BFCHW.to(noisy_BFCHW.dtype)
     clean = clean_BFCHW[:, :past]
@@ -68,13 +66,14 @@ def behind_clean_history(
     t_all = torch.cat([t_BF.new_zeros(batch, context), t_BF.new_full((batch, past), remembered), t_BF], dim=1)
     places = torch.cat([torch.arange(context + past), context + torch.arange(frames)]).to(noisy_BFCHW.device)
     flags, index = conditioning.flags_BF, conditioning.caption_index_BF
+    times = conditioning.positions_BF
     tokens = model.config.tokens_per_frame(*noisy_BFCHW.shape[-2:])
     flow = model(
         z_BFCHW,
         t_all,
         model.embed_captions(conditioning.captions_NLD),
         None if index is None else index[:, places],
-        places.expand(batch, -1),
+        places.expand(batch, -1) if times is None else times[:, places],
         None if flags is None else flags[:, places],
         mask=clean_history_mask(context, frames, chunk, tokens, noisy_BFCHW.device),
     )

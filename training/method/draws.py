@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shotstream.runtime.noise import with_shared
+from shotstream.runtime.noise import with_offset
 
 Shape = tuple[int, ...]
 
@@ -36,6 +36,10 @@ class Draws(Protocol):
         """Noise that the teacher loss, the scores and the critic add to a whole shot."""
         ...
 
+    def offset(self, shape: Shape) -> Tensor:
+        """What the patches of a shot's noise have in common, [B, C, patch height, patch width]."""
+        ...
+
     def timestep_index(self, batch: int, entries: int) -> Tensor:
         """Schedule entries in 0..entries-1, int64 [batch]."""
         ...
@@ -53,16 +57,10 @@ class Draws(Protocol):
         ...
 
 
-def shot_noise(shape: Shape, share: float, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal noise [B, F, C, H, W] of whole shots on the host; see `DiTConfig.noise_share`."""
-    own = torch.randn(shape, generator=generator)
-    return with_shared(own, torch.randn((shape[0], *shape[2:]), generator=generator), share) if share else own
-
-
 class TorchDraws:
     """Draws from one torch generator, on the device and in the dtype given.
 
-    With a noise share, frames of a shot have a part of their noise in common: a roll-out's start and its later fresh
+    With a noise offset, patches of a shot have a part of their noise in common: a roll-out's start and its later fresh
     noise have one part, the noise of scores and critic another.
     """
 
@@ -72,16 +70,17 @@ class TorchDraws:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        noise_share: float = 0.0,
+        noise_offset: float = 0.0,
+        patch: tuple[int, int] = (2, 2),
     ) -> None:
         """`generator` must live on `device`; None uses torch's global generator of that device.
-        noise_share: see `DiTConfig.noise_share`.
+        noise_offset: see `DiTConfig.noise_offset`; patch: height and width of one.
         """
         self._generator = generator
         self._device = torch.device(device)
         self._dtype = dtype
-        self._share = noise_share
-        self._common: Tensor | None = None
+        self._share, self._patch = noise_offset, patch
+        self._offset: Tensor | None = None
 
     def _normal(self, shape: Shape) -> Tensor:
         return torch.randn(shape, generator=self._generator, device=self._device, dtype=self._dtype)
@@ -89,25 +88,28 @@ class TorchDraws:
     def _integers(self, high: int, shape: Shape) -> Tensor:
         return torch.randint(high, shape, generator=self._generator, device=self._device)
 
-    def _shared(self, shape: Shape, common_BCHW: Tensor | None) -> Tensor:
+    def _noise(self, shape: Shape, offset_BCPQ: Tensor | None) -> Tensor:
         own = self._normal(shape)
-        return own if common_BCHW is None else with_shared(own, common_BCHW, self._share)
+        return own if offset_BCPQ is None else with_offset(own, offset_BCPQ, self._share)
 
-    def _new_common(self, shape: Shape) -> Tensor | None:
-        return self._normal((shape[0], *shape[2:])) if self._share else None
+    def _new_offset(self, shape: Shape) -> Tensor | None:
+        return self.offset((shape[0], shape[2], *self._patch)) if self._share else None
 
     def shot_noise(self, shape: Shape) -> Tensor:
-        self._common = self._new_common(shape)
-        return self._shared(shape, self._common)
+        self._offset = self._new_offset(shape)
+        return self._noise(shape, self._offset)
 
     def renoise(self, shape: Shape, chunk: int, step: int) -> Tensor:
-        return self._shared(shape, self._common)
+        return self._noise(shape, self._offset)
+
+    def offset(self, shape: Shape) -> Tensor:
+        return self._normal(shape)
 
     def clean_noise(self, shape: Shape, chunk: int) -> Tensor:
         return self._normal(shape)
 
     def target_noise(self, shape: Shape) -> Tensor:
-        return self._shared(shape, self._new_common(shape))
+        return self._noise(shape, self._new_offset(shape))
 
     def timestep_index(self, batch: int, entries: int) -> Tensor:
         return self._integers(entries, (batch,))

@@ -36,6 +36,7 @@ class ContinuationRecipe(RegressionRecipe):
     """
 
     steps: int = 260
+    batch: int = 8
     lr: float = 3e-4
     adam_lr: float = 1.5e-4
     decay: float = 0.6
@@ -71,7 +72,7 @@ class ContinuationStage(RegressionStage):
         self.steps = self.schedule.warp(student.config.nominal_steps)
 
     def step(self, index: int, lr_factor: float) -> dict[str, float]:
-        recipe, parts = self.recipe, self._parts()
+        recipe, parts = self.recipe, self._parts(self.recipe.batch)
         rng = np.random.default_rng([recipe.seed, 31, index])
         clips, conditions = zip(*self._drawn(rng, range(parts[0].start, parts[-1].stop)), strict=True)
         text_dropped = bool(rng.random() < recipe.text_drop)
@@ -81,7 +82,7 @@ class ContinuationStage(RegressionStage):
             draws = PartDraws(self._draws(index), part)
             return self._part_loss(clip, conditions[part.rows], text_dropped, draws, part.share)
 
-        return self._update(index, lr_factor, loss_of)
+        return self._update(index, lr_factor, loss_of, parts)
 
     def _drawn(self, rng: np.random.Generator, own: range) -> Iterator[tuple[Tensor, Condition]]:
         """The whole batch, of which only the rows ``own`` are read."""

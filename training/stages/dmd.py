@@ -119,7 +119,7 @@ class _Dmd:
             self._captions += len(conditioning.captions_NLD)
             whole = TorchDraws(
                 step_generator(recipe.seed, count, self.device), device=self.device,
-                noise_share=self.generator.config.noise_share,
+                noise_offset=self.generator.config.noise_offset, patch=self.generator.config.patch[1:],
             )  # fmt: skip
             with recipe.autocast(self.device):
                 result = self._loss(of_generator, conditioning, PartDraws(whole, part))

@@ -69,3 +69,6 @@ class Unread:
 
     def captions(self, story: int, shots: Sequence[int], wording: int | None) -> list[str]:
         return [""] * len(shots)
+
+    def choices(self, story: int, shot: int, shown: int, seed: int) -> Tensor:
+        return torch.empty(0)

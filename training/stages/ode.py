@@ -31,6 +31,8 @@ class OdeRecipe(RegressionRecipe):
     ``history``: what a block sees of those before it: "mixed" (the reference: any noise level), "clean" (as it plays).
     """
 
+    steps: int = 240
+    batch: int = 8
     pairs: int = 480
     substeps: int = 3
     guidance: float = 3.0
@@ -74,7 +76,7 @@ class OdeStage(RegressionStage):
             weight = float(noisy[part.rows].sum() / noisy.sum().clamp(min=1))
             return self._part_loss(chosen, text_dropped, PartDraws(self._draws(index), part), weight)
 
-        return self._update(index, lr_factor, loss_of)
+        return self._update(index, lr_factor, loss_of, self._parts(recipe.batch))
 
     def _noisy_blocks(self, index: int) -> Tensor:
         """How many blocks of every sample of the whole batch will be noisy, [batch]."""

@@ -24,7 +24,6 @@ from shotstream.training.data.batches import Condition, draw_condition, encode
 from shotstream.training.data.stories import TrainingStories
 from shotstream.training.distributed.launch import ALONE, Team
 from shotstream.training.method.conditioning import Routing
-from shotstream.training.method.draws import shot_noise
 from shotstream.training.method.objectives import TRAJECTORY_STEPS
 from shotstream.training.method.sampling import sample_teacher
 from shotstream.training.stages.given import FrozenText
@@ -78,7 +77,7 @@ def make_pairs(
         ]
         conditioning = encode(conditions, text, device)
         shape = (recipe.pair_batch, recipe.frames, *conditions[0].context.shape[1:])
-        noise = shot_noise(shape, config.noise_share, step_generator(recipe.seed, shard)).to(device)
+        noise = torch.randn(shape, generator=step_generator(recipe.seed, shard)).to(device)
         negative = torch.zeros(1, config.text_len, config.text_dim, device=device)
         with recipe.autocast(device):
             made = sample_teacher(

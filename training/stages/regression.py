@@ -1,8 +1,8 @@
-"""What stages ``ode`` and ``continuation`` share: one student, one optimizer, a sheet of the student's own shots."""
+"""What regressions (``ode``, ``continuation``, ``coupled``) share: a student, its optimizer, a sheet of its shots."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from shotstream.training.stages.trainer import Ema, step_generator
 
 @dataclass(frozen=True)
 class RegressionRecipe(Scale):
-    """Hyper-parameters of a regression. ``lr`` is the rate of matrices, ``adam_lr`` of everything else."""
+    """Hyper-parameters of a regression. ``lr`` is the rate of matrices, ``adam_lr`` of everything else; ``frames``
+    the latents of a whole shot.
+    """
 
-    steps: int = 240
-    batch: int = 8
     frames: int = 9
     lr: float = 4e-4
     adam_lr: float = 2e-4
@@ -61,16 +61,18 @@ class RegressionStage:
         self.optimizer = stage_optimizer({"dit": student}, recipe, takes_adam)
         self._captions = 0
 
-    def _parts(self) -> list[Part]:
-        return parts_of(self._recipe.batch, self.team, self._recipe.micro_batch)
+    def _parts(self, batch: int) -> list[Part]:
+        return parts_of(batch, self.team, self._recipe.micro_batch)
 
     def _draws(self, index: int) -> TorchDraws:
         return TorchDraws(step_generator(self._recipe.seed, index, self.device), device=self.device)
 
-    def _update(self, index: int, lr_factor: float, loss_of: Callable[[Part], PartLoss]) -> dict[str, float]:
+    def _update(
+        self, index: int, lr_factor: float, loss_of: Callable[[Part], PartLoss], parts: Sequence[Part]
+    ) -> dict[str, float]:
         """One optimizer step; returns figures."""
         self._captions = 0
-        figures = backward(self._parts(), loss_of, self.team)
+        figures = backward(parts, loss_of, self.team)
         norm = take_step(self.optimizer, (self.model,), self._recipe.clip, lr_factor)
         self.ema.update(index)
         return figures | {"grad_norm": norm}

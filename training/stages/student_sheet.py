@@ -38,7 +38,8 @@ def write_student_sheet(
     device = next(model.parameters()).device
     schedule = NoiseSchedule(config.shift, device)
     steps = schedule.warp(config.nominal_steps)
-    draws = TorchDraws(step_generator(5, 0, device), device=device, noise_share=config.noise_share)
+    generator = step_generator(5, 0, device)
+    draws = TorchDraws(generator, device=device, noise_offset=config.noise_offset, patch=config.patch[1:])
     table = []
     for story, shot in shown(stories, rows):
         context, context_shots = stories.context(story, shot, config.context_frames)

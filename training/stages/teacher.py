@@ -22,7 +22,7 @@ from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.state_dicts import load_dit
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.training.data.stories import TrainingStories
-from shotstream.training.data.teacher_data import Batch, Drawing, Phase, Sample, batch_of, draw_sample
+from shotstream.training.data.teacher_data import Batch, Drawing, Phase, Sample, batch_of, draw_samples, phase_at
 from shotstream.training.distributed.accumulate import Part, PartLoss, backward, parts_of
 from shotstream.training.distributed.flops import Geometry, Work, step_work
 from shotstream.training.distributed.launch import ALONE, Team
@@ -36,7 +36,6 @@ from shotstream.training.distributed.sharding import (
 )
 from shotstream.training.method import losses
 from shotstream.training.method.conditioning import Conditioning, route_frames
-from shotstream.training.method.draws import shot_noise
 from shotstream.training.method.objectives import target_flow
 from shotstream.training.method.sampling import sample_teacher
 from shotstream.training.stages.given import Codec, FrozenText, Unread
@@ -56,7 +55,7 @@ class TeacherRecipe(Scale):
     ``init`` is a file with weights to start from, "random" for the model's own random start, or nothing for one that
     suits training. ``weighting``: "uniform", or the reference's "gaussian".
     ``parts_weight`` is the weight of the second loss, 0 for none, read from block ``parts_layer``; ``motion_weight``
-    that of :func:`losses.motion_loss`. ``noise_share`` replaces the model's.
+    that of :func:`losses.motion_loss`.
     """
 
     model: DiTConfig = TINY
@@ -79,7 +78,6 @@ class TeacherRecipe(Scale):
     parts_weight: float = 0.25
     parts_layer: int = 3
     motion_weight: float = 0.0
-    noise_share: float = 0.0
     optimizer: str = "muon"
     betas: tuple[float, float] = (0.9, 0.99)
     train_only: str = ""
@@ -101,11 +99,7 @@ class TeacherRecipe(Scale):
 
     def phase_of(self, step: int) -> Phase:
         """The phase that a step belongs to."""
-        for phase in self.phases:
-            if step < phase.steps:
-                return phase
-            step -= phase.steps
-        return self.phases[-1]
+        return phase_at(self.phases, step)
 
 
 class TeacherStage:
@@ -127,7 +121,6 @@ class TeacherStage:
         team: Team | None = None,
     ) -> None:
         torch.manual_seed(recipe.seed)
-        recipe = replace(recipe, model=replace(recipe.model, noise_share=recipe.noise_share))
         self.team = team = team or replace(ALONE, device=torch.device(device))
         self.recipe, self.sources, self.held_out, self.vae = recipe, list(sources), held_out, vae
         self.unread = [Unread(source) for source in self.sources]
@@ -152,9 +145,7 @@ class TeacherStage:
         if recipe.parts_weight:
             blocks[recipe.parts_layer].register_forward_hook(self._keep_middle)
         if recipe.compile:
-            # Block by block: one small graph serves all eight, where the whole step compiles for minutes.
-            for block in blocks:
-                block.forward = torch.compile(block.forward, dynamic=False)
+            compile_blocks(self.model)
 
     def _keep_middle(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
         if self._listens:  # and not when checkpointing computes the block again
@@ -162,10 +153,7 @@ class TeacherStage:
 
     def _losses(self, batch: Batch, rows_NLD: Tensor, noise: Tensor, t_B: Tensor, weight: Tensor) -> dict[str, Tensor]:
         target = batch.target.to(self.device)
-        conditioning = Conditioning(
-            batch.context.to(self.device), rows_NLD, batch.flags.to(self.device), batch.rows.to(self.device),
-            batch.positions.to(self.device),
-        )  # fmt: skip
+        conditioning = batch.conditioning(rows_NLD)
         self._listens = True
         flow = target_flow(self.model, self.schedule.add_noise(target, noise, t_B), t_B, conditioning)
         self._listens = False
@@ -181,11 +169,12 @@ class TeacherStage:
         recipe = self.recipe
         phase = recipe.phase_of(index)
         parts = parts_of(phase.batch, self.team, recipe.micro_batch)
-        samples = self._draw(phase, np.random.default_rng([recipe.seed, index]), parts)
+        rng = np.random.default_rng([recipe.seed, index])
+        samples = draw_samples(self.sources, self.unread, recipe.drawing, phase, rng, recipe.model, parts)
         g = step_generator(recipe.seed, index)
         entry = torch.randint(1000, (phase.batch,), generator=g)
         shape = (phase.batch, *samples[parts[0].start].target.shape)
-        noise = shot_noise(shape, recipe.model.noise_share, g)
+        noise = torch.randn(shape, generator=g)
         self._captions = 0
 
         def loss_of(part: Part) -> PartLoss:
@@ -196,14 +185,6 @@ class TeacherStage:
         self.ema.update(index)
         return figures | {"grad_norm": norm}
 
-    def _draw(self, phase: Phase, rng: np.random.Generator, parts: Sequence[Part]) -> list[Sample]:
-        """The whole batch, of which only this process's rows are read."""
-        own = range(parts[0].start, parts[-1].stop)
-        return [
-            draw_sample(self.sources if i in own else self.unread, self.recipe.drawing, phase, rng, self.recipe.model)
-            for i in range(phase.batch)
-        ]
-
     def _part_loss(self, phase: Phase, samples: list[Sample], entry: Tensor, noise: Tensor, part: Part) -> PartLoss:
         recipe = self.recipe
         batch = batch_of(samples, len(samples) if recipe.compile else 1)
@@ -212,7 +193,7 @@ class TeacherStage:
         weight = self.schedule.loss_weights.cpu()[entry] if gaussian else torch.ones(len(samples))
         t = self.schedule.timesteps.cpu()[entry].to(self.device)
         with recipe.autocast(self.device):
-            rows = self.text.encode(batch.captions).clone() * batch.kept.to(self.device)
+            rows = self.text.encode(batch.captions) * batch.kept.to(self.device)
             found = self._losses(batch, rows, noise.to(self.device), t, weight.to(self.device))
         total = found["flow"]
         for name, share in (("parts", recipe.parts_weight), ("motion", recipe.motion_weight)):
@@ -265,7 +246,7 @@ class TeacherStage:
             context[None].to(self.device), rows,
             torch.tensor([routing.flags], device=self.device), torch.tensor([routing.captions], device=self.device),
         )  # fmt: skip
-        noise = shot_noise((1, 3, *context.shape[1:]), c.noise_share, step_generator(7, story)).to(self.device)
+        noise = torch.randn(1, 3, *context.shape[1:], generator=step_generator(7, story)).to(self.device)
         with self.recipe.autocast(self.device):
             made = sample_teacher(
                 self.model, self.schedule, noise, conditioning, torch.zeros_like(rows[:1]), steps=16, guidance=3.0
@@ -281,6 +262,13 @@ class TeacherStage:
 def training_attention(device: torch.device | str) -> Attention:
     """The attention to differentiate through: torch's fused kernel, except on CPU where its backward is slow."""
     return matmul_softmax if torch.device(device).type == "cpu" else sdpa
+
+
+def compile_blocks(model: Transformer) -> None:
+    """Block by block: one small graph serves all, where the whole step compiles for minutes."""
+    blocks: Any = model.blocks  # a ModuleList does not say what it holds
+    for block in blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)
 
 
 def start_model(recipe: TeacherRecipe, device: torch.device | str) -> Transformer:

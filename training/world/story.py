@@ -25,6 +25,10 @@ HOUSE_COLORS = ("red", "yellow", "blue", "white", "purple")
 ROOF_COLORS = ("brick", "slate", "straw")
 BELLY_COLORS = ("cream", "charcoal", "mint", "rose")
 
+# Side, nearest and farthest x: one tree balances the house on the other side; further ones stand beyond it or behind
+# the house.
+TREE_SPOTS = ((-1, 1.0, 1.4), (-1, 1.75, 2.1), (1, 2.1, 2.4))
+
 HELD_OUT_HEROES = frozenset({("cat", "green"), ("bear", "purple"), ("rabbit", "orange"), ("robot", "pink")})
 HELD_OUT_SETTINGS = frozenset({("beach", "night"), ("forest", "sunset")})
 
@@ -163,10 +167,9 @@ def _draw_character(rng: np.random.Generator, home_x: float) -> Character:
 def _draw_background(rng: np.random.Generator) -> Background:
     house_side = int(rng.choice((-1, 1)))
     count = int(rng.integers(1, 4))
-    # One tree balances the house on the other side; further ones stand beyond it or behind the house.
-    spots = ((-1, 1.0, 1.4), (-1, 1.75, 2.1), (1, 2.1, 2.4))[:count]
     trees = tuple(
-        (float(side * house_side * rng.uniform(near, far)), float(rng.uniform(0.85, 1.15))) for side, near, far in spots
+        (float(side * house_side * rng.uniform(near, far)), float(rng.uniform(0.85, 1.15)))
+        for side, near, far in TREE_SPOTS[:count]
     )
     sun_x = float(rng.uniform(0.12, 0.88))
     clouds = [(float((sun_x + rng.uniform(0.3, 0.45)) % 1.0), float(rng.uniform(0.1, 0.2)))]

@@ -1,0 +1,172 @@
+"""Regression from noise that knows its answer: what the network is shown, and what it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from shotstream.runtime.config import DiTConfig
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.model.schedule import NoiseSchedule
+from shotstream.runtime.model.transformer import Transformer
+from shotstream.training.method import coupled
+from shotstream.training.method.clean_history import behind_clean_history
+from shotstream.training.method.conditioning import Conditioning
+from shotstream.training.method.coupled import chosen_offset, coupled_loss
+from shotstream.training.method.draws import TorchDraws
+from shotstream.training.recipe import Recipe
+from shotstream.training.stages.coupled import CoupledRecipe
+
+CONFIG = DiTConfig(
+    dim=32, heads=2, ffn_dim=48, layers=2, channels=4, text_len=6, text_dim=16, shift=3.0, noise_offset=0.5
+)
+SCHEDULE = NoiseSchedule(CONFIG.shift)
+STEPS = SCHEDULE.warp(CONFIG.nominal_steps)
+NAN = float("nan")
+
+
+class Watched(TorchDraws):
+    """Draws levels and exits as told."""
+
+    def __init__(self, levels: list[int], exit_step: int = 0) -> None:
+        super().__init__(torch.Generator().manual_seed(3))
+        self.levels, self.exit = levels, exit_step
+
+    def block_index(self, batch: int, blocks: int, entries: int) -> Tensor:
+        assert (blocks, entries) == (len(self.levels), len(STEPS) + 1)
+        return torch.tensor([self.levels] * batch)
+
+    def exit_step(self, steps: int) -> int:
+        assert steps == len(STEPS)
+        return self.exit
+
+
+def case(frames: int) -> tuple[Transformer, Tensor, Conditioning]:
+    torch.manual_seed(0)
+    flags = torch.tensor([[0, 0, 1, 1, 2, 2, *[3] * frames]])
+    given = Conditioning(torch.randn(1, 6, 4, 4, 4), torch.randn(4, 6, 16), flags, flags.clone())
+    return Transformer(CONFIG), torch.randn(1, frames, 4, 4, 4), given
+
+
+def shown(
+    monkeypatch: pytest.MonkeyPatch, draws: Watched, frames: int, *, played: bool = False
+) -> list[tuple[Tensor, Tensor]]:
+    """Noisy input and timesteps of every pass."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def noted(model: Transformer, schedule: NoiseSchedule, noisy: Tensor, t: Tensor, *rest: object) -> Tensor:
+        seen.append((noisy.detach(), t))
+        return behind_clean_history(model, schedule, noisy, t, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(coupled, "behind_clean_history", noted)
+    model, clip, given = case(frames)
+    numbers, weight = torch.tensor([[5.0, NAN, -5.0]]), torch.ones(1, frames, 1, 4, 4)
+    coupled_loss(model, SCHEDULE, clip, STEPS, given, numbers, weight, draws, motion_weight=1.0, played=played)
+    return seen
+
+
+def test_choices_take_the_first_numbers_of_an_offset_channel_by_channel() -> None:
+    free = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    offset = chosen_offset(free, torch.tensor([[7.0, NAN, 8.0, 9.0], [NAN] * 4]))
+    assert torch.equal(offset[1], free[1])
+    changed = free[0].clone()
+    changed[0, 0, 0], changed[2, 0, 0], changed[0, 0, 1] = 7, 8, 9
+    assert torch.equal(offset[0], changed)
+
+
+def test_more_choices_than_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="13 choices do not fit into an offset of 12 numbers"):
+        chosen_offset(torch.zeros(1, 3, 2, 2), torch.zeros(1, 13))
+
+
+def test_every_patch_of_every_frame_shows_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    ((noisy, t),) = shown(monkeypatch, Watched([0, 1]), 6)
+    assert t.tolist() == [[1000.0] * 6], "levels 0 and 1 of one more than there are: pure noise twice as often"
+    places = noisy[0, :, :, ::2, ::2].mean(dim=(0, 2, 3))  # the first place of a patch, by channel
+    assert places[0] == pytest.approx(5 * 0.5**0.5, abs=0.5)
+    assert places[2] == pytest.approx(-5 * 0.5**0.5, abs=0.5)
+    rest = noisy - noisy.unflatten(3, (2, 2)).unflatten(5, (2, 2)).mean((1, 3, 5)).tile(1, 1, 2, 2)[:, None]
+    assert float(rest.std()) == pytest.approx(0.5**0.5, abs=0.1)
+
+
+def test_levels_are_the_students_and_noise_is_mixed_with_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    ((noisy, t),) = shown(monkeypatch, Watched([4, 2]), 6)
+    assert t[0].tolist() == [STEPS[3].item()] * 3 + [STEPS[1].item()] * 3
+    _, clip, _ = case(6)
+    sigma = SCHEDULE.sigma_of(t)[0]
+    start = (noisy[0] - (1 - sigma)[:, None, None, None] * clip[0]) / sigma[:, None, None, None]
+    assert float(start[:, 0, ::2, ::2].mean()) == pytest.approx(5 * 0.5**0.5, abs=0.5)
+
+
+def test_a_played_input_is_what_the_student_made_of_pure_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = shown(monkeypatch, Watched([], exit_step=2), 3, played=True)
+    assert [t[0, 0].item() for _, t in seen] == STEPS[:3].tolist()
+    model, clip, given = case(3)
+    with torch.no_grad():
+        made = behind_clean_history(model, SCHEDULE, *seen[0], clip, given, TorchDraws())
+    sigma = SCHEDULE.sigma_of(seen[1][1])[0, 0]
+    fresh = (seen[1][0] - (1 - sigma) * made) / sigma
+    assert float(fresh[0, :, 0, ::2, ::2].mean()) == pytest.approx(5 * 0.5**0.5, abs=0.6), "the same choices again"
+    assert float((fresh - seen[0][0]).std()) == pytest.approx(1, abs=0.2), "and otherwise fresh noise"
+
+
+def test_only_the_last_of_the_played_steps_has_a_gradient() -> None:
+    model, clip, given = case(3)
+    weight, numbers = torch.ones(1, 3, 1, 4, 4), torch.zeros(1, 0)
+    loss = coupled_loss(
+        model, SCHEDULE, clip, STEPS, given, numbers, weight, Watched([], 3), motion_weight=0.0, played=True
+    ).loss  # fmt: skip
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_weights_count_cells_and_motion_counts_change() -> None:
+    model, clip, given = case(3)
+
+    def found(weight: Tensor, motion_weight: float) -> tuple[float, float, float]:
+        loss = coupled_loss(
+            model, SCHEDULE, clip, STEPS, given, torch.zeros(1, 0), weight, Watched([0]),
+            motion_weight=motion_weight, played=False,
+        )  # fmt: skip
+        return loss.loss.item(), loss.picture.item(), loss.motion.item()
+
+    ones = torch.ones(1, 3, 1, 4, 4)
+    loss, picture, motion = found(ones, 0.0)
+    assert loss == pytest.approx(picture)
+    assert 0 < motion < picture
+    assert found(ones, 2.0)[0] == pytest.approx(picture + 2 * motion)
+    assert found(3 * ones, 2.0)[0] == pytest.approx(3 * (picture + 2 * motion))
+    half = ones.clone()
+    half[..., 2:, :] = 0
+    assert found(half, 0.0)[0] < 0.8 * picture
+
+
+def test_a_single_picture_sits_at_its_own_place_in_time() -> None:
+    model, clip, given = case(1)
+    few = replace(
+        given, context_BFCHW=given.context_BFCHW[:, [1, 4]], flags_BF=torch.tensor([[0, 2, 3]]),
+        caption_index_BF=torch.tensor([[0, 2, 3]]),
+    )  # fmt: skip
+    made = []
+    for positions in ([1, 4, 6], [0, 1, 2]):
+        placed = replace(few, positions_BF=torch.tensor([positions]))
+        t = STEPS[:1].expand(1, 1)
+        made.append(behind_clean_history(model, SCHEDULE, clip, t, clip, placed, TorchDraws()))
+    assert made[0].shape == clip.shape
+    assert not torch.allclose(*made, atol=1e-4)
+    plain = behind_clean_history(model, SCHEDULE, clip, t, clip, few, TorchDraws())
+    assert torch.equal(made[1], plain)
+
+
+@pytest.mark.parametrize("changes", [{"offset": 0.0}, {"offset": 1.5}, {"phases": ()}], ids=str)
+def test_a_recipe_without_an_offset_or_phases_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="at least one phase and an offset above 0"):
+        CoupledRecipe(**changes)  # type: ignore[arg-type]
+
+
+def test_videos_do_not_tell_what_they_leave_open() -> None:
+    with pytest.raises(UserError, match="leave coupled out"):
+        Recipe(name="films", source="videos", coupled=CoupledRecipe())

@@ -1,0 +1,108 @@
+"""Regression from noise that knows its answer.
+
+Behind a caption there are many true pictures, and a student that is asked for the mean of them draws a smudge; so its
+first chunk is a matter for distribution matching. Where it is known what was chosen (which side, which house), the
+choice can be made a part of the noise: then caption, history and noise together have one answer, and regression finds
+it, sharp, from pure noise on. When it plays, noise is drawn as ever, and with it a choice.
+
+The choice takes the place of the first numbers of the noise's offset (`runtime.noise.with_offset`), which every patch
+shows; independent numbers would hide it. Both are standard normal, so that training and playing see the same noise.
+Sources: couplings of noise and data that depend on each other, Albergo et al., "Stochastic interpolants with
+data-dependent couplings", 2023; offset noise, Guttenberg, "Diffusion with offset noise", 2023.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shotstream.runtime.model.schedule import NoiseSchedule
+from shotstream.runtime.model.transformer import Transformer
+from shotstream.runtime.noise import with_offset
+from shotstream.training.method.clean_history import behind_clean_history
+from shotstream.training.method.conditioning import Conditioning
+from shotstream.training.method.draws import Draws
+
+
+def chosen_offset(free_BCPQ: Tensor, choices_BN: Tensor) -> Tensor:
+    """Offsets `[B, C, P, Q]` whose first numbers are the choices; where these are NaN or end, `free_BCPQ` stays.
+
+    Numbers are counted channel by channel, one place of the patch after the other.
+    Raises ValueError if there are more choices than numbers.
+    """
+    batch, _, rows, columns = free_BCPQ.shape
+    numbers = free_BCPQ.permute(0, 2, 3, 1).flatten(1)
+    count = choices_BN.shape[1]
+    if count > numbers.shape[1]:
+        raise ValueError(f"{count} choices do not fit into an offset of {numbers.shape[1]} numbers")
+    head = torch.where(choices_BN.isnan(), numbers[:, :count], choices_BN.to(numbers))
+    return torch.cat([head, numbers[:, count:]], dim=1).view(batch, rows, columns, -1).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class CoupledLoss:
+    """`loss`, and unweighted: `picture`, the squared error of latents, and `motion`, that of each block's change."""
+
+    loss: Tensor
+    picture: Tensor
+    motion: Tensor
+
+
+def coupled_loss(
+    model: Transformer,
+    schedule: NoiseSchedule,
+    clip_BFCHW: Tensor,
+    steps: Tensor,
+    conditioning: Conditioning,
+    choices_BN: Tensor,
+    weight_BF1HW: Tensor,
+    draws: Draws,
+    *,
+    motion_weight: float,
+    played: bool,
+) -> CoupledLoss:
+    """From every block of a true clip at one of the student's noise levels, behind the true blocks before it, predict
+    that block; the noise knows the choices. Pure noise is drawn twice as often as any other level.
+
+    steps: the student's timesteps, falling, without 0. weight_BF1HW: how much a cell's error counts. motion_weight: how
+    much the error of each block's deviation from its mean over time counts. played: instead of noised truth, the
+    input is what the student itself has made of pure noise, up to a step that is the same for all.
+    Raises ValueError if frames are not whole blocks.
+    """
+    config = model.config
+    batch, frames, channels = clip_BFCHW.shape[:3]
+    chunk = min(config.chunk_frames, frames)
+    offset = chosen_offset(draws.offset((batch, channels, *config.patch[1:])).to(clip_BFCHW), choices_BN)
+
+    def noise(own_BFCHW: Tensor) -> Tensor:
+        return with_offset(own_BFCHW, offset, config.noise_offset)
+
+    def predicted(noisy_BFCHW: Tensor, t_BF: Tensor) -> Tensor:
+        return behind_clean_history(model, schedule, noisy_BFCHW, t_BF, clip_BFCHW, conditioning, draws).float()
+
+    start = noise(draws.target_noise(tuple(clip_BFCHW.shape)))
+    if played:
+        last, noisy = draws.exit_step(len(steps)), start
+        with torch.no_grad():
+            for step in range(last):
+                x0 = predicted(noisy, steps[step].expand(batch, frames))
+                fresh = noise(draws.renoise(tuple(clip_BFCHW.shape), 0, step))
+                noisy = schedule.add_noise(x0, fresh, steps[step + 1].expand(batch, frames))
+        t_BF = steps[last].expand(batch, frames)
+    else:
+        index_BN = (draws.block_index(batch, frames // chunk, len(steps) + 1) - 1).clamp(min=0)
+        t_BF = steps[index_BN.to(steps.device).repeat_interleave(chunk, dim=1)]
+        noisy = schedule.add_noise(clip_BFCHW, start, t_BF)
+    found, true = predicted(noisy, t_BF), clip_BFCHW.float()
+    picture = (found - true).square()
+    motion = (_change(found, chunk) - _change(true, chunk)).square()
+    loss = (picture * weight_BF1HW).mean() + motion_weight * (motion * weight_BF1HW).mean()
+    return CoupledLoss(loss, picture.detach().mean(), motion.detach().mean())
+
+
+def _change(x0_BFCHW: Tensor, chunk: int) -> Tensor:
+    """Every block's deviation from its mean over time."""
+    blocks = x0_BFCHW.unflatten(1, (-1, chunk))
+    return (blocks - blocks.mean(dim=2, keepdim=True)).flatten(1, 2)

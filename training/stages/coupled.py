@@ -1,0 +1,128 @@
+"""Stage ``coupled``: the student draws true shots from noise that knows what the captions leave open.
+
+Plain regression, as in stage ``continuation``, but for first chunks too: see :mod:`shotstream.training.method.coupled`.
+It begins with single pictures, which cost least, and ends with whole shots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from shotstream.runtime.errors import UserError
+from shotstream.runtime.model.transformer import Transformer
+from shotstream.training.data.stories import TrainingStories
+from shotstream.training.data.teacher_data import Batch, Drawing, Phase, batch_of, draw_samples, phase_at
+from shotstream.training.distributed.accumulate import Part, PartDraws, PartLoss
+from shotstream.training.distributed.flops import Geometry, Pass, Work, step_work
+from shotstream.training.distributed.launch import Team
+from shotstream.training.method.coupled import coupled_loss
+from shotstream.training.stages.given import Codec, FrozenText, Unread
+from shotstream.training.stages.regression import RegressionRecipe, RegressionStage
+from shotstream.training.stages.teacher import compile_blocks
+from shotstream.training.stages.trainer import LoopConfig
+from shotstream.training.world.parts import SCENERY_PARTS
+
+
+@dataclass(frozen=True)
+class CoupledRecipe(RegressionRecipe):
+    """Hyper-parameters. ``offset`` is the student's ``noise_offset`` from here on (see ``DiTConfig``). Cells of figures
+    count ``figure_weight`` times more than others, ``motion_weight`` as in `coupled_loss`; ``played`` is the share of
+    steps on pictures and first chunks whose input the student makes itself.
+    """
+
+    phases: tuple[Phase, ...] = (Phase(1200, 128, 1, 2), Phase(500, 48, 3, 6), Phase(250, 16, 9, 6))
+    offset: float = 0.5
+    figure_weight: float = 2.0
+    motion_weight: float = 1.0
+    played: float = 0.5
+    first_shot: float = 0.3
+    paraphrase: float = 0.5
+    text_drop: float = 0.0
+    lr: float = 2e-3
+    adam_lr: float = 1e-3
+    ema: float = 0.99
+    warmup: int = 20
+    decay: float = 0.6
+    seed: int = 6
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.phases or not 0 < self.offset <= 1:
+            raise UserError(f"coupled has at least one phase and an offset above 0 and up to 1, not {self.offset}")
+
+    @property
+    def drawing(self) -> Drawing:
+        """How samples are drawn."""
+        return Drawing(self.text_drop, 0.0, self.first_shot, self.paraphrase, choices=True)
+
+    @property
+    def loop(self) -> LoopConfig:
+        """Loop settings."""
+        return LoopConfig(sum(p.steps for p in self.phases), self.warmup, self.decay, save_every=40, sheet_every=400)
+
+
+class CoupledStage(RegressionStage):
+    """State and step of the regression. ``sources`` are training stories, those with clips first."""
+
+    name = "coupled"
+
+    def __init__(
+        self, recipe: CoupledRecipe, student: Transformer, text: FrozenText, sources: Sequence[TrainingStories],
+        held_out: TrainingStories, vae: Codec, team: Team | None = None,
+    ) -> None:  # fmt: skip
+        student.config = replace(student.config, noise_offset=recipe.offset)
+        super().__init__(recipe, student, text, held_out, vae, team)
+        self.recipe, self.sources = recipe, list(sources)
+        self.unread = [Unread(source) for source in self.sources]
+        self.steps = self.schedule.warp(student.config.nominal_steps)
+        if recipe.compile:
+            compile_blocks(self.model)
+
+    def step(self, index: int, lr_factor: float) -> dict[str, float]:
+        recipe = self.recipe
+        phase, config = phase_at(recipe.phases, index), self.model.config
+        parts, rng = self._parts(phase.batch), np.random.default_rng([recipe.seed, 37, index])
+        played = phase.frames <= config.chunk_frames and bool(rng.random() < recipe.played)
+        samples = draw_samples(self.sources, self.unread, recipe.drawing, phase, rng, config, parts)
+
+        def loss_of(part: Part) -> PartLoss:
+            own = samples[part.rows]
+            batch = batch_of(own, len(own) if recipe.compile else 1)
+            return self._part_loss(phase, batch, PartDraws(self._draws(index), part), played, part.share)
+
+        return self._update(index, lr_factor, loss_of, parts)
+
+    def _part_loss(self, phase: Phase, batch: Batch, draws: PartDraws, played: bool, weight: float) -> PartLoss:
+        self._captions += len(batch.captions)
+        assert batch.choices is not None
+        figures = batch.parts[..., len(SCENERY_PARTS) :].float().sum(-1)[:, :, None].to(self.device) / 255
+        with self.recipe.autocast(self.device):
+            rows: Tensor = self.text.encode(batch.captions) * batch.kept.to(self.device)
+            found = coupled_loss(
+                self.model, self.schedule, batch.target.to(self.device), self.steps, batch.conditioning(rows),
+                batch.choices.to(self.device), 1 + self.recipe.figure_weight * figures, draws,
+                motion_weight=self.recipe.motion_weight, played=played,
+            )  # fmt: skip
+        kind = f"{phase.context}+{phase.frames}{'_played' if played else ''}"
+        return PartLoss(found.loss, {f"picture_{kind}": found.picture, f"motion_{kind}": found.motion}, weight)
+
+    def work(self, index: int) -> Work:
+        phase, config = phase_at(self.recipe.phases, index), self.model.config
+        per_frame = config.tokens_per_frame(*self.held_out.single(0, 0, 0).shape[-2:])
+        captions = self._captions * self.team.size / phase.batch
+        sample = Geometry(config, per_frame, phase.context, phase.frames)
+        return step_work(sample, passes(sample, self.recipe.played), phase.batch, captions=captions)
+
+
+def passes(sample: Geometry, played: float) -> list[Pass]:
+    """What a step computes: the regression's masked pass, and the expected number before it that make its input."""
+    trained = sample.ode(clean_history=sample.frames > sample.config.chunk_frames)
+    if sample.frames > sample.config.chunk_frames:
+        return [trained]
+    before = played * (len(sample.config.nominal_steps) - 1) / 2
+    return [trained, replace(trained, trained=False, times=before)]
