@@ -42,7 +42,7 @@ class DiTConfig:
     context_noise: float = 0.0
     """Timestep, 0 to 1000, of the clean pass: finished chunks are remembered with this much noise mixed in."""
     noise_offset: float = 0.0
-    """Share, 0 to 1, of the noise's variance that all patches of a shot have in common (offset noise)."""
+    """Share, 0 to 1, of the noise's variance that all patches of a shot have in common (offset noise, of signs)."""
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or (self.dim // self.heads) % 2:

@@ -80,7 +80,8 @@ def normal(seed: int, shot: int, chunk: int, step: int, count: int) -> npt.NDArr
 
 
 def with_offset(own_BFCHW: Tensor, offset_BCPQ: Tensor, share: float) -> Tensor:
-    """Noise of unit variance of which all patches of all frames have the `share` in common: `offset_BCPQ`, one patch.
+    """Noise of unit variance of which all patches of all frames have the `share` in common: `offset_BCPQ`, one patch of
+    signs, -1 or 1.
 
     What a network reads from the offset is the same everywhere in a shot, and not hidden among independent numbers.
     """
@@ -110,7 +111,7 @@ class NoiseSource:
         self._offset, self._patch = offset, patch
 
     def draw(self, shot: int, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
-        """Normal noise of `shape`, with an offset [B, F, C, H, W]: drawn in float32, then cast.
+        """Noise of `shape`, with an offset [B, F, C, H, W]: drawn in float32, then cast; normal but for the offset.
 
         The offset is the same in every chunk and at every step of a shot. What a finished chunk is remembered with has
         none.
@@ -118,7 +119,8 @@ class NoiseSource:
         own = self._draw(shot, chunk, step, shape)
         if not self._offset or step == CONTEXT:
             return own
-        return with_offset(own, self._draw(shot, SHOT, START, (shape[0], shape[2], *self._patch)), self._offset)
+        offset = self._draw(shot, SHOT, START, (shape[0], shape[2], *self._patch)).sign()
+        return with_offset(own, offset, self._offset)
 
     def _draw(self, shot: int, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
         if self._fill is not None:

@@ -78,7 +78,7 @@ def test_choices_take_the_first_numbers_of_an_offset_channel_by_channel() -> Non
 
 
 def test_more_choices_than_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match="13 choices do not fit into an offset of 12 numbers"):
+    with pytest.raises(ValueError, match="13 choices do not fit into an offset of 12 signs"):
         chosen_offset(torch.zeros(1, 3, 2, 2), torch.zeros(1, 13))
 
 

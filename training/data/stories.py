@@ -56,9 +56,9 @@ class TrainingStories(Protocol):
         ...
 
     def choices(self, story: int, shot: int, shown: int, seed: int) -> Tensor:
-        """What a shot shows and no caption says, the first ``shown`` shots being known: standard normal numbers,
-        float32 ``[N]``, NaN where there is nothing to choose; none where stories do not tell. ``seed`` decides what a
-        choice leaves open of its numbers.
+        """What a shot shows and no caption says, the first ``shown`` shots being known: float32 ``[N]`` of -1 and 1, NaN
+        where there is nothing to choose; none where stories do not tell. ``seed`` decides between several spellings of
+        a choice.
         """
         ...
 

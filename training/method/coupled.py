@@ -5,8 +5,8 @@ first chunk is a matter for distribution matching. Where it is known what was ch
 choice can be made a part of the noise: then caption, history and noise together have one answer, and regression finds
 it, sharp, from pure noise on. When it plays, noise is drawn as ever, and with it a choice.
 
-The choice takes the place of the first numbers of the noise's offset (`runtime.noise.with_offset`), which every patch
-shows; independent numbers would hide it. Both are standard normal, so that training and playing see the same noise.
+The choice takes the place of the first signs of the noise's offset (`runtime.noise.with_offset`), which every patch
+shows; independent numbers would hide it. Both are fair coins' tosses, so that training and playing see the same noise.
 Sources: couplings of noise and data that depend on each other, Albergo et al., "Stochastic interpolants with
 data-dependent couplings", 2023; offset noise, Guttenberg, "Diffusion with offset noise", 2023.
 """
@@ -27,18 +27,18 @@ from shotstream.training.method.draws import Draws
 
 
 def chosen_offset(free_BCPQ: Tensor, choices_BN: Tensor) -> Tensor:
-    """Offsets `[B, C, P, Q]` whose first numbers are the choices; where these are NaN or end, `free_BCPQ` stays.
+    """Offsets `[B, C, P, Q]` whose first signs are the choices; where these are NaN or end, `free_BCPQ` stays.
 
-    Numbers are counted channel by channel, one place of the patch after the other.
-    Raises ValueError if there are more choices than numbers.
+    Signs are counted channel by channel, one place of the patch after the other.
+    Raises ValueError if there are more choices than signs.
     """
     batch, _, rows, columns = free_BCPQ.shape
-    numbers = free_BCPQ.permute(0, 2, 3, 1).flatten(1)
+    signs = free_BCPQ.permute(0, 2, 3, 1).flatten(1)
     count = choices_BN.shape[1]
-    if count > numbers.shape[1]:
-        raise ValueError(f"{count} choices do not fit into an offset of {numbers.shape[1]} numbers")
-    head = torch.where(choices_BN.isnan(), numbers[:, :count], choices_BN.to(numbers))
-    return torch.cat([head, numbers[:, count:]], dim=1).view(batch, rows, columns, -1).permute(0, 3, 1, 2)
+    if count > signs.shape[1]:
+        raise ValueError(f"{count} choices do not fit into an offset of {signs.shape[1]} signs")
+    head = torch.where(choices_BN.isnan(), signs[:, :count], choices_BN.to(signs))
+    return torch.cat([head, signs[:, count:]], dim=1).view(batch, rows, columns, -1).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Draws(Protocol):
         ...
 
     def offset(self, shape: Shape) -> Tensor:
-        """What the patches of a shot's noise have in common, [B, C, patch height, patch width]."""
+        """What the patches of a shot's noise have in common: signs, [B, C, patch height, patch width]."""
         ...
 
     def timestep_index(self, batch: int, entries: int) -> Tensor:
@@ -103,7 +103,7 @@ class TorchDraws:
         return self._noise(shape, self._offset)
 
     def offset(self, shape: Shape) -> Tensor:
-        return self._normal(shape)
+        return self._normal(shape).sign()
 
     def clean_noise(self, shape: Shape, chunk: int) -> Tensor:
         return self._normal(shape)

@@ -37,7 +37,7 @@ class CoupledRecipe(RegressionRecipe):
     phases: tuple[Phase, ...] = (Phase(1200, 128, 1, 2), Phase(500, 48, 3, 6), Phase(250, 16, 9, 6))
     offset: float = 0.5
     figure_weight: float = 2.0
-    motion_weight: float = 1.0
+    motion_weight: float = 3.0
     played: float = 0.5
     first_shot: float = 0.3
     paraphrase: float = 0.5

@@ -1,95 +1,88 @@
-"""What a shot shows and no caption says, as numbers: where the hero stands, which house, how the hills run.
+"""What a shot shows and no caption says, spelled in signs: where the hero stands, which house, how the hills run.
 
-A caption has many true pictures; caption, history and these numbers together have one. The numbers are standard normal
-and independent when the choices are what the story sampler draws, so that a model may be given them as a part of its
-noise (`method/coupled.py`) and draws its own when it plays:
+A caption has many true pictures; caption, history and these signs together have nearly one. A fair coin may decide each
+sign, so that a model can be given them as a part of its noise (`method/coupled.py`) and toss its own when it plays.
+Signs rather than normal numbers, because a choice must not hang on which of two nearly equal numbers is the larger: a
+model that is not sure of it shows both.
 
-- one of several: so many numbers, the largest of which names it;
-- one of two: a number's sign;
-- a place on a scale: the normal number of the same rank;
-- a phase: the direction of two numbers.
+A number on a scale is spelled in twos, the largest part first; one of several things likewise, by its place in the
+list, some of the things having more spellings than others. A hero in the middle is one that stands neither left nor
+right, so that the middle comes twice as often as a side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from statistics import NormalDist
-from typing import Any
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .story import BELLY_COLORS, HOUSE_COLORS, ROOF_COLORS, TREE_SPOTS, Character, Story
+from .story import BELLY_COLORS, HOUSE_COLORS, ROOF_COLORS, TREE_SPOTS, Story
 
-Numbers = NDArray[np.float64]
-_SIDE, _BLINK, _SCENE, _HEROES, _HERO = 0, 3, 5, 38, 6
+Signs = NDArray[np.float32]
+_SIDE, _BLINK, _SCENE, _TREES, _FAR, _SUN, _CLOUDS, _HEROES, _HERO = 0, 2, 5, 15, 30, 46, 51, 58, 6
 CHOICES = _HEROES + 2 * _HERO
-"""How many numbers a shot has."""
-_NORMAL = NormalDist()
+"""How many signs a shot has."""
 
 
-def choices(story: Story, k: int, shown: Collection[int], seed: int) -> NDArray[np.float32]:
-    """The numbers of shot k (zero-based), float32 ``[CHOICES]``; NaN where there is nothing to choose.
+def choices(story: Story, k: int, shown: Collection[int], seed: int) -> Signs:
+    """The signs of shot k (zero-based), float32 ``[CHOICES]`` of -1 and 1; NaN where there is nothing to choose.
 
     shown: shots of the story that whoever draws the picture has seen; what these show is no choice any more, and
-    without any the whole scene is one. seed: decides what the choice leaves open of a number.
+    without any the whole scene is one. seed: decides between several spellings of a choice.
     """
     rng = np.random.default_rng(seed)
-    found: Numbers = np.full(CHOICES, np.nan)
-
-    def put(place: int, numbers: Sequence[float] | Numbers) -> None:
-        found[place : place + len(numbers)] = numbers
-
+    found = np.full(CHOICES, np.nan, np.float32)
     shot = story.shots[k]
-    one = len(shot.cast) == 1  # two stand on one side or the other, one may stand in the middle
-    put(_SIDE, _one_of(3, shot.side + 1, rng) if one else _either(shot.side > 0, rng))
-    put(_BLINK, _phase(shot.blink, rng))
+    if len(shot.cast) == 1:
+        turn = -1 if rng.random() < 0.5 else 1
+        found[_SIDE : _SIDE + 2] = (shot.side, shot.side) if shot.side else (turn, -turn)
+    else:  # two stand on one side or the other
+        found[_SIDE] = shot.side
+    _put(found, _BLINK, _level(shot.blink, 0, 1, 3), 3)
     if not shown:
-        _put_scene(put, story, rng)
+        _put_scene(found, story, rng)
     met = {who for s in shown for who in story.shots[s].cast}
     for who in shot.cast:
         if who not in met:
-            put(_HEROES + _HERO * who, _hero(story.characters[who], rng))
-    return found.astype(np.float32)
+            hero, place = story.characters[who], _HEROES + _HERO * who
+            _put(found, place, BELLY_COLORS.index(hero.belly), 2)
+            _put(found, place + 2, _level(hero.eye_scale, 0.9, 1.15, 2), 2)
+            _put(found, place + 4, _level(hero.height, 0.94, 1.05, 2), 2)
+    return found
 
 
-def _put_scene(put: Callable[[int, Any], None], story: Story, rng: np.random.Generator) -> None:
+def _put_scene(found: Signs, story: Story, rng: np.random.Generator) -> None:
     scene = story.background
-    put(_SCENE, _one_of(len(HOUSE_COLORS), HOUSE_COLORS.index(scene.house_color), rng))
-    put(_SCENE + 5, _one_of(len(ROOF_COLORS), ROOF_COLORS.index(scene.roof), rng))
-    put(_SCENE + 8, _either(scene.house_side > 0, rng))
-    put(_SCENE + 9, _one_of(len(TREE_SPOTS), len(scene.trees) - 1, rng))
+    _put(found, _SCENE, _spelling(HOUSE_COLORS.index(scene.house_color), len(HOUSE_COLORS), 3, rng), 3)
+    _put(found, _SCENE + 3, _spelling(ROOF_COLORS.index(scene.roof), len(ROOF_COLORS), 3, rng), 3)
+    found[_SCENE + 6] = scene.house_side
+    _put(found, _SCENE + 7, _spelling(len(scene.trees) - 1, len(TREE_SPOTS), 3, rng), 3)
     for i, ((x, scale), (_, near, far)) in enumerate(zip(scene.trees, TREE_SPOTS, strict=False)):
-        put(_SCENE + 12 + 2 * i, [_on_scale(abs(x), near, far), _on_scale(scale, 0.85, 1.15)])
-    put(_SCENE + 18, [_on_scale(phase, 0, 1) for phase in scene.far_phase])
-    put(_SCENE + 26, [_on_scale(scene.sun[0], 0.12, 0.88), _on_scale(scene.sun[1], 0.14, 0.24)])
-    put(_SCENE + 28, _either(len(scene.clouds) > 1, rng))
+        _put(found, _TREES + 5 * i, _level(abs(x), near, far, 3), 3)
+        _put(found, _TREES + 5 * i + 3, _level(scale, 0.85, 1.15, 2), 2)
+    for i, phase in enumerate(scene.far_phase):
+        _put(found, _FAR + 2 * i, _level(phase, 0, 1, 2), 2)
+    _put(found, _SUN, _level(scene.sun[0], 0.12, 0.88, 3), 3)
+    _put(found, _SUN + 3, _level(scene.sun[1], 0.14, 0.24, 2), 2)
+    found[_CLOUDS] = 1 if len(scene.clouds) > 1 else -1
     spots = ((0.3, 0.45, 0.1, 0.2), (0.6, 0.7, 0.08, 0.24))
     for i, ((x, y), (near, far, high, low)) in enumerate(zip(scene.clouds, spots, strict=False)):
-        put(_SCENE + 29 + 2 * i, [_on_scale((x - scene.sun[0]) % 1.0, near, far), _on_scale(y, high, low)])
+        _put(found, _CLOUDS + 1 + 3 * i, _level((x - scene.sun[0]) % 1.0, near, far, 2), 2)
+        _put(found, _CLOUDS + 3 + 3 * i, _level(y, high, low, 1), 1)
 
 
-def _hero(who: Character, rng: np.random.Generator) -> Numbers:
-    belly = _one_of(len(BELLY_COLORS), BELLY_COLORS.index(who.belly), rng)
-    return np.append(belly, [_on_scale(who.eye_scale, 0.9, 1.15), _on_scale(who.height, 0.94, 1.05)])
+def _put(found: Signs, place: int, number: int, count: int) -> None:
+    """Spell a whole number in ``count`` signs."""
+    found[place : place + count] = [1 if number >> (count - 1 - i) & 1 else -1 for i in range(count)]
 
 
-def _one_of(count: int, index: int, rng: np.random.Generator) -> Numbers:
-    numbers = rng.standard_normal(count)
-    largest = int(numbers.argmax())
-    numbers[index], numbers[largest] = numbers[largest], numbers[index]
-    return numbers
+def _level(value: float, low: float, high: float, count: int) -> int:
+    """Which of ``2**count`` equal parts of a scale the value lies in."""
+    parts = 2**count
+    return min(max(int((value - low) / (high - low) * parts), 0), parts - 1)
 
 
-def _either(positive: bool, rng: np.random.Generator) -> list[float]:
-    size = abs(float(rng.standard_normal()))
-    return [size if positive else -size]
-
-
-def _on_scale(value: float, low: float, high: float) -> float:
-    return _NORMAL.inv_cdf(min(max((value - low) / (high - low), 1e-4), 1 - 1e-4))
-
-
-def _phase(turns: float, rng: np.random.Generator) -> list[float]:
-    length = float(np.sqrt(-2 * np.log(1 - rng.random())))
-    return [length * float(np.cos(2 * np.pi * turns)), length * float(np.sin(2 * np.pi * turns))]
+def _spelling(index: int, things: int, count: int, rng: np.random.Generator) -> int:
+    """A number of ``count`` signs that stands for this one of the things; all of them stand for one."""
+    return int(rng.choice([n for n in range(2**count) if n * things // 2**count == index]))
