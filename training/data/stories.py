@@ -56,9 +56,8 @@ class TrainingStories(Protocol):
         ...
 
     def choices(self, story: int, shot: int, shown: int, seed: int) -> Tensor:
-        """What a shot shows and no caption says, the first ``shown`` shots being known: float32 ``[N]`` of -1 and 1, NaN
-        where there is nothing to choose; none where stories do not tell. ``seed`` decides between several spellings of
-        a choice.
+        """What a shot shows and no caption says, the first ``shown`` shots being known: ``[N]`` of -1 and 1, NaN where
+        there is nothing to choose; none where stories do not tell. ``seed`` decides between several spellings.
         """
         ...
 
