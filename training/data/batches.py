@@ -77,11 +77,17 @@ def _condition(
 
 
 def encode(conditions: Sequence[Condition], text: CaptionEncoder, device: torch.device) -> Conditioning:
-    """Join samples and encode their captions, each distinct text once."""
-    distinct = list(dict.fromkeys(c for condition in conditions for c in condition.captions))
-    rows = dict(zip(distinct, text.encode(distinct), strict=True))
+    """Join samples and encode their captions."""
+    rows = embed([caption for c in conditions for caption in c.captions], text).to(device)
     return Conditioning.batch(
         torch.stack([c.context for c in conditions]).to(device),
-        [torch.stack([rows[caption] for caption in c.captions]).clone().to(device) for c in conditions],
+        list(rows.split([len(c.captions) for c in conditions])),
         [c.routing for c in conditions],
     )
+
+
+def embed(captions: Sequence[str], text: CaptionEncoder) -> Tensor:
+    """Embeddings ``[N, L, D]`` of captions, each distinct text encoded once."""
+    distinct = list(dict.fromkeys(captions))
+    places = {caption: i for i, caption in enumerate(distinct)}
+    return text.encode(distinct)[[places[caption] for caption in captions]]

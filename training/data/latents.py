@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from shotstream.training.world.choices import choices
 from shotstream.training.world.parts import part_shares
 
 log = logging.getLogger(__name__)
+
+_story = lru_cache(maxsize=None)(sample_story)
 
 STORIES_PER_SHARD = 25
 _SINGLES = ("singles", "single_parts")
@@ -195,7 +198,7 @@ class LatentStories:
 
     def choices(self, story: int, shot: int, shown: int, seed: int) -> Tensor:
         """What a shot shows and no caption says, the first ``shown`` shots being known; see :mod:`world.choices`."""
-        return torch.from_numpy(choices(sample_story(self.seeds[story], self.plan.shots), shot, range(shown), seed))
+        return torch.from_numpy(choices(_story(self.seeds[story], self.plan.shots), shot, range(shown), seed))
 
     def captions(self, story: int, shots: Sequence[int], wording: int | None) -> list[str]:
         """Full captions of the given shots: canonical when ``wording`` is None, else paraphrased by that seed."""
@@ -204,7 +207,7 @@ class LatentStories:
 
 def full_captions(seed: int, shots_in_story: int, shots: Sequence[int], wording: int | None) -> list[str]:
     """Global caption, zero-based label and shot caption joined without a separator."""
-    story = sample_story(seed, shots_in_story)
+    story = _story(seed, shots_in_story)
     if wording is None:
         whole, parts = story.global_caption, [story.shot_caption(k) for k in range(shots_in_story)]
     else:

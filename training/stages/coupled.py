@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor
 
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.transformer import Transformer
+from shotstream.training.data.batches import embed
 from shotstream.training.data.stories import TrainingStories
 from shotstream.training.data.teacher_data import Batch, Drawing, Phase, batch_of, draw_samples, phase_at
 from shotstream.training.distributed.accumulate import Part, PartDraws, PartLoss
@@ -92,7 +92,7 @@ class CoupledStage(RegressionStage):
 
         def loss_of(part: Part) -> PartLoss:
             own = samples[part.rows]
-            batch = batch_of(own, len(own) if recipe.compile else 1)
+            batch = batch_of(own, max(1, len(own) // 4) if recipe.compile else 1)
             return self._part_loss(phase, batch, PartDraws(self._draws(index), part), played, part.share)
 
         return self._update(index, lr_factor, loss_of, parts)
@@ -102,7 +102,7 @@ class CoupledStage(RegressionStage):
         assert batch.choices is not None
         figures = batch.parts[..., len(SCENERY_PARTS) :].float().sum(-1)[:, :, None].to(self.device) / 255
         with self.recipe.autocast(self.device):
-            rows: Tensor = self.text.encode(batch.captions) * batch.kept.to(self.device)
+            rows = embed(batch.captions, self.text) * batch.kept.to(self.device)
             found = coupled_loss(
                 self.model, self.schedule, batch.target.to(self.device), self.steps, batch.conditioning(rows),
                 batch.choices.to(self.device), 1 + self.recipe.figure_weight * figures, draws,
