@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from distributed_jobs import Stories
 from torch import Tensor
 
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
+from shotstream.training.data.teacher_data import Phase, draw_sample
 from shotstream.training.method import coupled
 from shotstream.training.method.clean_history import behind_clean_history
 from shotstream.training.method.conditioning import Conditioning
@@ -170,3 +173,21 @@ def test_a_recipe_without_an_offset_or_phases_is_refused(changes: dict[str, obje
 def test_videos_do_not_tell_what_they_leave_open() -> None:
     with pytest.raises(UserError, match="leave coupled out"):
         Recipe(name="films", source="videos", coupled=CoupledRecipe())
+
+
+def test_a_single_picture_with_choices_is_any_latent_of_the_first_chunk_at_its_own_time() -> None:
+    stories, rng = Stories(), np.random.default_rng(1)
+    drawing, phase = CoupledRecipe().drawing, Phase(1, 1, 1, 2)
+    clips = {
+        stories.clip(story, shot, 6)[latent].sum().item(): latent
+        for story in range(len(stories)) for shot in range(stories.shots(story)) for latent in range(6)
+    }  # fmt: skip
+    seen = set()
+    for _ in range(40):
+        sample = draw_sample([stories], drawing, phase, rng, CONFIG)
+        latent = clips[sample.target.sum().item()]
+        assert sample.positions[-1] == CONFIG.context_frames + latent
+        assert sample.choices is not None
+        assert len(sample.routing.flags) == len(sample.positions) == 3
+        seen.add(latent)
+    assert seen == {0, 1, 2}

@@ -24,9 +24,9 @@ class Phase:
     """``steps`` steps of ``batch`` samples whose target has ``frames`` latents, behind ``context`` frames of history.
 
     Fewer context frames than the model's six are a random choice among the six, each at its own place: most of
-    remembering is learnt from two at a third of the price. 0 leaves history out. A target of one latent is any frame
-    of a shot, encoded alone, or its first one where samples come with their choices; longer ones are the beginning of a
-    shot.
+    remembering is learnt from two at a third of the price. 0 leaves history out. A target of one latent is any frame of
+    a shot, encoded alone, or, where samples come with their choices, one of the first chunk's latents at its own time;
+    longer ones are the beginning of a shot.
     """
 
     steps: int
@@ -117,26 +117,29 @@ def draw_sample(
     """
     data, story, shot, wording, text_dropped = _draw_target(sources, drawing, phase, rng)
     slots = config.context_frames
-    if phase.frames == 1:
+    first = 0
+    if phase.frames == 1 and drawing.choices and data.latents(story, shot):
+        first = int(rng.integers(min(config.chunk_frames, data.latents(story, shot))))
+        target, parts = data.clip(story, shot, first + 1)[-1:], data.clip_parts(story, shot, first + 1)[-1:]
+    elif phase.frames == 1:
         position = 0 if drawing.choices else int(rng.integers(data.singles(story, shot)))
         target, parts = data.single(story, shot, position)[None], data.single_parts(story, shot, position)[None]
     else:
         target, parts = data.clip(story, shot, phase.frames), data.clip_parts(story, shot, phase.frames)
     chosen = sorted(rng.choice(slots, min(phase.context, slots), replace=False).tolist())
-    positions = (*chosen, *range(slots, slots + phase.frames))
+    frames = (*chosen, *range(slots, slots + phase.frames))
+    positions = (*chosen, *range(slots + first, slots + first + phase.frames))
     bare = shot == 0 or not phase.context or rng.random() < drawing.context_drop
     shown = 0 if bare else shot
     choices = data.choices(story, shot, shown, int(rng.integers(1 << 62))) if drawing.choices else None
     if bare:
-        routing = Routing((0,) * len(chosen) + (1,) * phase.frames, (0,) * len(positions))
+        routing = Routing((0,) * len(chosen) + (1,) * phase.frames, (0,) * len(frames))
         empty = target.new_zeros(len(chosen), *target.shape[1:])
         captions = data.captions(story, [shot], wording)
         return Sample(target, empty, positions, routing, captions, text_dropped, parts, choices)
     context, context_shots = data.context(story, shot, slots)
     whole = route_frames(context_shots, phase.frames, shot, shot + 1, context_frames=slots)
-    routing = Routing(
-        tuple(whole.flags[p] for p in positions), tuple(whole.captions[p] for p in positions)
-    )  # fmt: skip
+    routing = Routing(tuple(whole.flags[f] for f in frames), tuple(whole.captions[f] for f in frames))
     # Only captions that a frame reads: text costs as much as pictures here.
     read = sorted(set(routing.captions))
     routing = Routing(routing.flags, tuple(read.index(row) for row in routing.captions))
