@@ -24,19 +24,22 @@ from shotstream.training.stages.given import Codec, FrozenText, Unread
 from shotstream.training.stages.regression import RegressionRecipe, RegressionStage
 from shotstream.training.stages.teacher import compile_blocks
 from shotstream.training.stages.trainer import LoopConfig
-from shotstream.training.world.parts import SCENERY_PARTS
+from shotstream.training.world.parts import PARTS, SCENERY_PARTS
+
+SUBJECTS = [i for i, part in enumerate(PARTS) if part == "house" or part not in SCENERY_PARTS]
+"""The parts that a player looks at, and that stories remember."""
 
 
 @dataclass(frozen=True)
 class CoupledRecipe(RegressionRecipe):
     """Hyper-parameters. ``offset`` is the student's ``noise_offset`` from here on (see ``DiTConfig``). Cells of figures
-    count ``figure_weight`` times more than others, ``motion_weight`` as in `coupled_loss`; ``played`` is the share of
+    and of the house count ``subject_weight`` times more than others, ``motion_weight`` as in `coupled_loss`; ``played`` is the share of
     steps on pictures and first chunks whose input the student makes itself.
     """
 
     phases: tuple[Phase, ...] = (Phase(1200, 128, 1, 2), Phase(500, 48, 3, 6), Phase(250, 16, 9, 6))
     offset: float = 0.5
-    figure_weight: float = 2.0
+    subject_weight: float = 2.0
     motion_weight: float = 3.0
     played: float = 0.5
     first_shot: float = 0.3
@@ -100,12 +103,12 @@ class CoupledStage(RegressionStage):
     def _part_loss(self, phase: Phase, batch: Batch, draws: PartDraws, played: bool, weight: float) -> PartLoss:
         self._captions += len(batch.captions)
         assert batch.choices is not None
-        figures = batch.parts[..., len(SCENERY_PARTS) :].float().sum(-1)[:, :, None].to(self.device) / 255
+        subjects = batch.parts[..., SUBJECTS].float().sum(-1)[:, :, None].to(self.device) / 255
         with self.recipe.autocast(self.device):
             rows = embed(batch.captions, self.text) * batch.kept.to(self.device)
             found = coupled_loss(
                 self.model, self.schedule, batch.target.to(self.device), self.steps, batch.conditioning(rows),
-                batch.choices.to(self.device), 1 + self.recipe.figure_weight * figures, draws,
+                batch.choices.to(self.device), 1 + self.recipe.subject_weight * subjects, draws,
                 motion_weight=self.recipe.motion_weight, played=played,
             )  # fmt: skip
         kind = f"{phase.context}+{phase.frames}{'_played' if played else ''}"
