@@ -33,8 +33,8 @@ SUBJECTS = [i for i, part in enumerate(PARTS) if part == "house" or part not in 
 @dataclass(frozen=True)
 class CoupledRecipe(RegressionRecipe):
     """Hyper-parameters. ``offset`` is the student's ``noise_offset`` from here on (see ``DiTConfig``). Cells of figures
-    and of the house count ``subject_weight`` times more than others, ``motion_weight`` as in `coupled_loss`; ``played`` is the share of
-    steps on pictures and first chunks whose input the student makes itself.
+    and of the house count ``subject_weight`` times more than others, ``motion_weight`` as in `coupled_loss`;
+    ``played`` is the share of steps on single latents and first chunks whose input the student makes itself.
     """
 
     phases: tuple[Phase, ...] = (Phase(1200, 128, 1, 2), Phase(500, 48, 3, 6), Phase(250, 16, 9, 6))
