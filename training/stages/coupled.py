@@ -1,7 +1,8 @@
 """Stage ``coupled``: the student draws true shots from noise that knows what the captions leave open.
 
 Plain regression, as in stage ``continuation``, but for first chunks too: see :mod:`shotstream.training.method.coupled`.
-It begins with single latents of first chunks, which cost least, and ends with whole shots.
+It begins with single latents, which cost least, each at its own time in the shot: what a caption says of motion shows
+most in late ones. It ends with whole shots.
 """
 
 from __future__ import annotations
@@ -78,6 +79,14 @@ class CoupledStage(RegressionStage):
         self, recipe: CoupledRecipe, student: Transformer, text: FrozenText, sources: Sequence[TrainingStories],
         held_out: TrainingStories, vae: Codec, team: Team | None = None,
     ) -> None:  # fmt: skip
+        """Raises UserError for phases whose latents are neither one nor whole chunks of the student's."""
+        chunk = student.config.chunk_frames
+        for phase in recipe.phases:
+            if phase.frames != 1 and (phase.frames < 1 or phase.frames % chunk):
+                raise UserError(
+                    f"a phase of coupled has frames: {phase.frames}, and the student makes {chunk} at a time; use 1 "
+                    f"or a multiple of {chunk}"
+                )
         student.config = replace(student.config, noise_offset=recipe.offset)
         super().__init__(recipe, student, text, held_out, vae, team)
         self.recipe, self.sources = recipe, list(sources)
