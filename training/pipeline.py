@@ -42,7 +42,7 @@ from shotstream.training.stages.text import TextStage
 from shotstream.training.stages.trainer import Ema, LoopConfig, Stage, run_stage
 from shotstream.training.stages.vae import run_vae_stage
 from shotstream.training.videos import load_codec, open_videos
-from shotstream.training.weights import load_dit_weights, load_text_weights, save_weights, trained_codec
+from shotstream.training.weights import begin_with, load_dit_weights, load_text_weights, save_weights, trained_codec
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 STUDENTS = ("coupled", "continuation", "inter", "intra", "ode")
@@ -70,6 +70,10 @@ class Pipeline:
             raise UserError(f"there is no stage {stage!r}; stages are {', '.join(STAGES)} and all")
         if stage not in self.recipe.stages:
             raise UserError(_no_stage(stage, self.recipe))
+        if self.recipe.start:
+            if self.team.first:
+                begin_with(self.recipe.start, self.out)
+            self.team.everyone(f"weights that {stage} starts from")
         work: Callable[[], bool] = getattr(self, stage)
         if stage not in SHARED_STAGES:
             return self.team.first_alone(stage, work)

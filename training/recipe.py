@@ -29,6 +29,8 @@ STAGES = ("vae", "text", "latents", "teacher", "ode", "intra", "inter", "continu
 SHARED_STAGES = ("teacher", "ode", "intra", "inter", "continuation", "coupled")
 """Those that train the transformer, on any number of processes; the others are the first process's work."""
 SOURCES = ("world", "videos")
+LEFT_TO_START = ("vae", "text", "teacher", "ode", "intra", "inter")
+"""Stages that a run which goes on with a model's weights has not."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,19 @@ class Recipe:
 
     ``source`` is "world" (stories rendered from seeds) or "videos": real clips, which ``shotstream train prepare`` has
     put into the folder ``videos``, with ``codec`` ("default", "random", or a folder of weights) for sample sheets and
-    for the stage ``inter``. ``context_noise`` is the student's (see ``DiTConfig``), in all its stages and in what is
-    exported; ``steady`` is the exported codec's (see ``TinyVAEConfig``).
+    for the stage ``inter``.
+
+    ``start`` is nothing, or the weights that training goes on with, in place of those that the stages up to ``inter``
+    make: "default", the shipped ones, or a folder as ``export`` writes it. ``context_noise`` is the student's (see
+    ``DiTConfig``), in all its stages and in what is exported; ``steady`` is the exported codec's (see
+    ``TinyVAEConfig``).
     """
 
     name: str
     source: str = "world"
     videos: str = ""
     codec: str = "default"
+    start: str = ""
     vae: VAERecipe = field(default_factory=VAERecipe)
     decoder: VAERecipe | None = None
     text: TextRecipe = field(default_factory=TextRecipe)
@@ -72,11 +79,18 @@ class Recipe:
                 f"recipe {self.name}: stage coupled needs to know what a shot leaves open, and {self.source} do "
                 "not tell; leave coupled out"
             )
+        if self.start and self.source != "world":
+            raise UserError(
+                f"recipe {self.name}: start goes on with a model of the story world; with {self.source}, give the "
+                "teacher its first weights: teacher: {init: FILE}"
+            )
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that it has, in order."""
-        every = STAGES if self.source == "world" else (*SHARED_STAGES, "export")
+        every: tuple[str, ...] = STAGES if self.source == "world" else (*SHARED_STAGES, "export")
+        if self.start:
+            every = tuple(s for s in every if s not in LEFT_TO_START)
         return tuple(s for s in every if getattr(self, s, True) is not None)
 
 

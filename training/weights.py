@@ -13,6 +13,9 @@ from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.state_dicts import FORMAT, content_hash, write_safetensors
 from shotstream.runtime.model.transformer import Transformer
+from shotstream.runtime.plugins import ModelRequest
+from shotstream.runtime.presets import weights_file
+from shotstream.runtime.sinks.base import replace_file
 from shotstream.runtime.text.tiny import TinyTextConfig, TinyTextEncoder
 
 
@@ -40,6 +43,23 @@ def _read(path: Path, made_by: str) -> tuple[dict[str, Tensor], str]:
     if not config:
         raise UserError(f"{path} carries no configuration; it was not written by 'shotstream train {made_by}'")
     return tensors, config
+
+
+STARTED = {"vae": "vae", "text": "text", "inter": "dit"}
+"""In whose places a model's weights stand in a run that goes on with them: parts by stage."""
+
+
+def begin_with(weights: str, run: Path) -> None:
+    """Put a model's codec, text encoder and student where a run expects what its first stages have made; once.
+
+    weights: "default", those that are shipped, or a folder. Raises UserError if they are not there.
+    """
+    request = ModelRequest(torch.device("cpu"), torch.float32, weights)
+    for stage, part in STARTED.items():
+        there, place = weights_file(request, part), run / stage / f"{part}.safetensors"
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(place, there.read_bytes())
 
 
 def trained_codec(run: Path) -> Path:

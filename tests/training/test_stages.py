@@ -117,6 +117,32 @@ def test_all_stages_run_in_order_and_leave_weights_that_the_runtime_plays(run: P
     assert load_dit_weights(run / "weights" / "dit.safetensors", "export").config.noise_offset == 0.5
 
 
+def test_a_run_goes_on_with_the_shipped_weights_and_with_exported_ones(run: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, start="default", coupled=replace(COUPLED, phases=(Phase(1, 1, 3, 6),)))
+    assert recipe.stages == ("latents", "continuation", "coupled", "export")
+    for part in ("latents", "images", "held_out"):
+        (tmp_path / part).symlink_to(run / part)
+    assert Pipeline(replace(recipe, continuation=None), tmp_path).run("coupled")
+    before, after = (load_file(tmp_path / stage / "dit.safetensors") for stage in ("inter", "coupled"))
+    assert before.keys() == after.keys()
+    assert next(iter(before.values())).dtype == torch.float16, "the shipped file itself"
+    assert Pipeline(recipe, tmp_path).run("export")
+    further = replace(recipe, start=str(tmp_path / "weights"))
+    assert Pipeline(further, tmp_path / "further").run("export")
+    for part in ("dit", "text", "vae"):
+        old, new = (load_file(out / "weights" / f"{part}.safetensors") for out in (tmp_path, tmp_path / "further"))
+        assert all(torch.equal(old[name], new[name]) for name in old), part
+
+
+def test_a_start_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder of weights at nowhere"):
+        Pipeline(replace(RECIPE, start="nowhere"), tmp_path).run("latents")
+    with pytest.raises(UserError, match="recipe miniature has no stage teacher; its stages are latents, continuation"):
+        Pipeline(replace(RECIPE, start="default"), tmp_path).run("teacher")
+    with pytest.raises(UserError, match=r"give the teacher its first weights: teacher: \{init: FILE\}"):
+        Recipe(name="films", source="videos", start="default")
+
+
 def test_what_continuation_keeps_lies_between_the_student_before_and_after(run: Path, tmp_path: Path) -> None:
     for part in ("vae", "text", "latents", "images", "held_out"):
         (tmp_path / part).symlink_to(run / part)
