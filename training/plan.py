@@ -148,7 +148,8 @@ def check_memory(plan: StagePlan, team: Team) -> None:
 
 def explain_plans(recipe: Recipe, stages: Sequence[str], team: Team) -> str:
     """The plans of those stages among ``stages`` that train the transformer, as comments behind a recipe."""
-    lines = [f"estimates for {team.size} processes on {team.device.type} (weights, activations; not codec and data)"]
+    where = f"{_processes(team.size)} on {team.device.type}"
+    lines = [f"estimates for {where} (weights, activations; not codec and data)"]
     for stage in stages:
         if stage in SHARED_STAGES and stage in recipe.stages:
             plan = plan_stage(stage, recipe, team)
@@ -158,7 +159,7 @@ def explain_plans(recipe: Recipe, stages: Sequence[str], team: Team) -> str:
 
 def _step_lines(plan: StagePlan) -> list[str]:
     return [
-        f"  {step.label}: batch {step.batch} = {plan.size} processes x {step.rounds} rounds x {step.rows} samples; "
+        f"  {step.label}: batch {step.batch} = {_processes(plan.size)} x {step.rounds} rounds x {step.rows} samples; "
         f"{step.work.tokens:,} tokens and {_flop(step.work.flop)} a step"
         for step in plan.steps
     ]
@@ -167,6 +168,10 @@ def _step_lines(plan: StagePlan) -> list[str]:
 def _need_lines(plan: StagePlan) -> list[str]:
     rows = [*plan.needs, Need("in all, per process", plan.bytes, False)]
     return [f"  {_size(n.bytes):>10}  {n.what}{' (sharded)' if n.sharded and plan.size > 1 else ''}" for n in rows]
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
 
 
 def _size(count: float) -> str:

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shotstream.runtime.decoders.steady import Steady
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.model.state_dicts import write_safetensors
 
 FORMAT = "shotstream.tiny_vae.1"
 TIME_FACTOR = 4
@@ -296,9 +296,9 @@ class TinyVAE(nn.Module):
     # --- checkpoints -------------------------------------------------------------------------------------------
 
     def save(self, path: Path | str, dtype: torch.dtype = torch.float32) -> None:
-        """Write weights and config to one safetensors file; floating weights are stored as `dtype`."""
+        """Write weights and config to one safetensors file, whole or not at all; floating weights as `dtype`."""
         tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
-        save_file(tensors, str(path), metadata={"format": FORMAT, "config": self.config.to_json()})
+        write_safetensors(path, tensors, {"format": FORMAT, "config": self.config.to_json()})
 
     @classmethod
     def load(cls, path: Path | str, dtype: torch.dtype = torch.float32) -> TinyVAE:

@@ -289,11 +289,17 @@ def write_safetensors(path: Path | str, tensors: StateDict, metadata: dict[str, 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write what becomes ``path`` once the block has ended well: an interruption leaves no broken file."""
+    """Where to write what becomes ``path`` once the block has ended well: an interruption leaves no broken file.
+
+    It may be read by whoever may read any new file here; the safetensors library shuts out all but the owner.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)
         partial.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}") from error

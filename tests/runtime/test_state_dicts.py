@@ -253,6 +253,12 @@ def test_our_file_carries_config_and_hash_and_leaves_no_partial(tmp_path: Path, 
     assert [path.name for path in tmp_path.iterdir()] == ["dit.safetensors"]
 
 
+def test_our_file_is_readable_by_whoever_may_read_new_files(tmp_path: Path, weights: StateDict) -> None:
+    (tmp_path / "plain").touch()
+    save_dit(tmp_path / "dit.safetensors", weights, CONFIG)
+    assert (tmp_path / "dit.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")
 @pytest.mark.parametrize("layout", ["release", "ours"])
 def test_loading_maps_the_file_instead_of_reading_it(tmp_path: Path, weights: StateDict, layout: str) -> None:

@@ -14,7 +14,7 @@ from shotstream.training.distributed import checkpoint
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("nan", r"stage teacher: flow_6\+3 is not finite at step 5"),
+        ("nan", r"stage teacher: flow_6\+3 is not finite at step 6"),
         ("refused", "this process cannot read its videos"),
         ("killed", "another process of this training ended"),
     ],

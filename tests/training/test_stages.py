@@ -177,7 +177,7 @@ def test_a_figure_that_is_not_finite_ends_the_stage_and_keeps_the_checkpoint(run
     stage = _Silent(teacher(run))
     loop = LoopConfig(steps=4, save_every=1, log_every=1, sheet_every=100)
     stage.poison_at = 2
-    with pytest.raises(UserError, match="not finite at step 2"):
+    with pytest.raises(UserError, match="not finite at step 3"):
         run_stage(stage, loop, tmp_path)
     assert [p.name for p in tmp_path.glob("checkpoint*")] == ["checkpoint-000002"]
 

@@ -160,8 +160,8 @@ class _Gauge:
         for name, value in figures.items():
             if not math.isfinite(value):
                 raise UserError(
-                    f"stage {stage.name}: {name} is not finite at step {step} ({value}); the last checkpoint is kept, "
-                    "lower the learning rate in the recipe and run again"
+                    f"stage {stage.name}: {name} is not finite at step {step + 1} ({value}); the last checkpoint is "
+                    "kept, lower the learning rate in the recipe and run again"
                 )
         self.rows.append(figures)
         work = stage.work(step)
