@@ -182,7 +182,7 @@ def test_videos_do_not_tell_what_they_leave_open() -> None:
         Recipe(name="films", source="videos", coupled=CoupledRecipe())
 
 
-def test_a_single_picture_with_choices_is_any_latent_of_a_shot_at_its_own_time() -> None:
+def test_a_single_picture_with_choices_is_any_latent_of_the_first_chunk_at_its_own_time() -> None:
     stories, rng = Stories(), np.random.default_rng(1)
     drawing, phase = CoupledRecipe().drawing, Phase(1, 1, 1, 2)
     clips = {
@@ -190,11 +190,11 @@ def test_a_single_picture_with_choices_is_any_latent_of_a_shot_at_its_own_time()
         for story in range(len(stories)) for shot in range(stories.shots(story)) for latent in range(6)
     }  # fmt: skip
     seen = set()
-    for _ in range(60):
+    for _ in range(40):
         sample = draw_sample([stories], drawing, phase, rng, CONFIG)
         latent = clips[sample.target.sum().item()]
         assert sample.positions[-1] == CONFIG.context_frames + latent
         assert sample.choices is not None
         assert len(sample.routing.flags) == len(sample.positions) == 3
         seen.add(latent)
-    assert seen == set(range(6))
+    assert seen == {0, 1, 2}

@@ -25,8 +25,8 @@ class Phase:
 
     Fewer context frames than the model's six are a random choice among the six, each at its own place: most of
     remembering is learnt from two at a third of the price. 0 leaves history out. A target of one latent is any frame of
-    a shot, encoded alone, or, where samples come with their choices, any latent of a shot at its own time; longer ones
-    are the beginning of a shot.
+    a shot, encoded alone, or, where samples come with their choices, one of the first chunk's latents at its own time;
+    longer ones are the beginning of a shot.
     """
 
     steps: int
@@ -119,7 +119,7 @@ def draw_sample(
     slots = config.context_frames
     first = 0
     if phase.frames == 1 and drawing.choices and data.latents(story, shot):
-        first = int(rng.integers(data.latents(story, shot)))
+        first = int(rng.integers(min(config.chunk_frames, data.latents(story, shot))))
         target, parts = data.clip(story, shot, first + 1)[-1:], data.clip_parts(story, shot, first + 1)[-1:]
     elif phase.frames == 1:
         position = 0 if drawing.choices else int(rng.integers(data.singles(story, shot)))

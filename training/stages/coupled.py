@@ -1,8 +1,7 @@
 """Stage ``coupled``: the student draws true shots from noise that knows what the captions leave open.
 
 Plain regression, as in stage ``continuation``, but for first chunks too: see :mod:`shotstream.training.method.coupled`.
-It begins with single latents, which cost least, each at its own time in the shot: what a caption says of motion shows
-most in late ones. It ends with whole shots.
+It begins with single latents of first chunks, which cost least, and ends with whole shots.
 """
 
 from __future__ import annotations
