@@ -103,7 +103,7 @@ class CoupledStage(RegressionStage):
 
         def loss_of(part: Part) -> PartLoss:
             own = samples[part.rows]
-            batch = batch_of(own, max(1, len(own) // 4) if recipe.compile else 1)
+            batch = batch_of(own, len(own) if recipe.compile else 1)
             return self._part_loss(phase, batch, PartDraws(self._draws(index), part), played, part.share)
 
         return self._update(index, lr_factor, loss_of, parts)
