@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from distributed_jobs import ALONE, make_stage
 from torch import Tensor
 
 from shotstream.training.method import losses
 from shotstream.training.method.draws import TorchDraws
+from shotstream.training.stages import continuation
 
 FRAMES = 6
 SHOT = (2, 6, 8, 16, 16)
@@ -46,6 +52,25 @@ def test_a_roll_out_keeps_its_offset_and_scores_draw_another() -> None:
     assert abs(alike(start, draws.target_noise(SHOT))) < 0.45, "64 independent numbers"
     assert float(common(draws.clean_noise(CHUNK, 0)).std()) < 0.15
     assert alike(start, draws.renoise(CHUNK, 0, 1)) > 0.95
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_continuation_draws_the_noise_that_its_student_plays_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: float
+) -> None:
+    drawn: list[Tensor] = []
+
+    def watched(*given: Any, **more: Any) -> Any:
+        clip, draws = given[3], given[6]
+        drawn.append(draws.target_noise((*clip.shape[:3], 16, 16)))
+        return continuation_loss(*given, **more)
+
+    continuation_loss = continuation.continuation_loss
+    monkeypatch.setattr(continuation, "continuation_loss", watched)
+    stage = make_stage("continuation", tmp_path, ALONE)
+    stage.model.config = replace(stage.model.config, noise_offset=offset)
+    stage.step(0, 1.0)
+    assert float(common(drawn[0]).std()) == pytest.approx(max(offset, 1 / 384) ** 0.5, rel=0.2)
 
 
 def test_motion_loss_sees_change_only() -> None:

@@ -79,7 +79,7 @@ class ContinuationStage(RegressionStage):
 
         def loss_of(part: Part) -> PartLoss:
             clip = torch.stack(clips[part.rows]).to(self.device)
-            draws = PartDraws(self._draws(index), part)
+            draws = PartDraws(self._draws(index, self.model.config.noise_offset), part)
             return self._part_loss(clip, conditions[part.rows], text_dropped, draws, part.share)
 
         return self._update(index, lr_factor, loss_of, parts)

@@ -64,8 +64,10 @@ class RegressionStage:
     def _parts(self, batch: int) -> list[Part]:
         return parts_of(batch, self.team, self._recipe.micro_batch)
 
-    def _draws(self, index: int) -> TorchDraws:
-        return TorchDraws(step_generator(self._recipe.seed, index, self.device), device=self.device)
+    def _draws(self, index: int, noise_offset: float = 0.0) -> TorchDraws:
+        generator = step_generator(self._recipe.seed, index, self.device)
+        patch = self.model.config.patch[1:]
+        return TorchDraws(generator, device=self.device, noise_offset=noise_offset, patch=patch)
 
     def _update(
         self, index: int, lr_factor: float, loss_of: Callable[[Part], PartLoss], parts: Sequence[Part]
