@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shotstream.export.graphs.decoder_stream import Memory, StreamGraph
-from shotstream.runtime.decoders.tiny_vae import TIME_FACTOR, MemoryBlock, TinyVAE
+from shotstream.runtime.decoders.common import TIME_FACTOR
+from shotstream.runtime.decoders.tiny_vae import MemoryBlock, TinyVAE
 
 
 class TinyVAEGraph(StreamGraph):

@@ -10,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from shotstream.runtime.config import TINY, DiTConfig
+from shotstream.runtime.decoders.common import TIME_FACTOR
 from shotstream.runtime.decoders.taehv import NAME as TAEHV
-from shotstream.runtime.decoders.tiny_vae import TIME_FACTOR, TinyVAE, TinyVAEConfig
+from shotstream.runtime.decoders.tiny_vae import TinyVAE, TinyVAEConfig
 from shotstream.runtime.decoders.wan_vae import NAME as WAN_VAE
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.memory import MemoryWatch, Plan, PlanItem, check_room

@@ -1,4 +1,4 @@
-"""What the codecs for Wan2.1's latents share: the geometry of a latent, and the checks of what they are given.
+"""What the codecs share: frames per latent; and, for Wan2.1's latents, their cells and checks of what is given.
 
 Every check looks at shapes alone, never at values: it costs nothing on the device and waits for nothing.
 """
@@ -10,6 +10,7 @@ from torch import Tensor
 from shotstream.runtime.errors import UserError
 
 TIME_FACTOR = 4
+"""Frames of a latent; the first of a clip holds one."""
 SPACE_FACTOR = 8
 
 

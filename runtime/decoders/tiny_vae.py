@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from shotstream.runtime.decoders.common import TIME_FACTOR
 from shotstream.runtime.decoders.steady import Steady
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.state_dicts import write_safetensors
 
 FORMAT = "shotstream.tiny_vae.1"
-TIME_FACTOR = 4
 _STRIDE = 8
 _RGB = 3
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from shotstream.runtime.decoders.tiny_vae import TIME_FACTOR, TinyVAE
+from shotstream.runtime.decoders.common import TIME_FACTOR
+from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.context import choose_context
+from shotstream.runtime.model.state_dicts import write_safetensors
 from shotstream.runtime.storyline import full_caption
 from shotstream.training.world import is_held_out, paraphrased, render_shot, sample_story
 from shotstream.training.world.choices import choices
@@ -118,10 +119,8 @@ def make_latents(vae: TinyVAE, plan: LatentPlan, out: Path, workers: int = 1) ->
                     shard.setdefault(name, []).append(tensor)
             shape = (len(group), plan.shots)
             path = out / f"shard_{index:05d}.safetensors"
-            scratch = path.with_suffix(".tmp")
             stacked = {name: torch.stack(rows).unflatten(0, shape).contiguous() for name, rows in shard.items()}
-            save_file({"seeds": torch.tensor(group), **stacked}, scratch)
-            scratch.replace(path)
+            write_safetensors(path, {"seeds": torch.tensor(group), **stacked}, {})
             log.info("shard %d of %d written", index + 1, len(groups))
 
 

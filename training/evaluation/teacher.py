@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shotstream.runtime.decoders.tiny_vae import TIME_FACTOR, TinyVAE
+from shotstream.runtime.decoders.common import TIME_FACTOR
+from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.history import reachable_frames
 from shotstream.runtime.model.context import choose_context
 from shotstream.runtime.model.schedule import NoiseSchedule

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.model.state_dicts import write_safetensors
 from shotstream.training.world.story import ACTIONS, SPECIES
 
 from .slots import FRAME_SLOTS, HERO_SLOTS
@@ -202,9 +203,8 @@ def to_reader(frames_FHWC: NDArray[np.uint8]) -> Tensor:
 
 def save_reader(net: nn.Module, path: Path, note: Mapping[str, str]) -> None:
     """Writes the weights as fp16 safetensors with `note` as metadata."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in net.state_dict().items()}
-    save_file(state, path, metadata=dict(note))
+    write_safetensors(path, state, dict(note))
 
 
 def load_reader(path: Path = WEIGHTS) -> Reader:

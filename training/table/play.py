@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shotstream.runtime.decoders.tiny_vae import TIME_FACTOR, TinyVAE
+from shotstream.runtime.decoders.common import TIME_FACTOR
+from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.presets import TINY_LATENT
 from shotstream.runtime.storyline import full_caption
