@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def _read(path: Path, made_by: str) -> tuple[dict[str, Tensor], str]:
     return tensors, config
 
 
+log = logging.getLogger(__name__)
+
 STARTED = {"vae": "vae", "text": "text", "inter": "dit"}
 """In whose places a model's weights stand in a run that goes on with them: parts by stage."""
 
@@ -52,7 +55,8 @@ STARTED = {"vae": "vae", "text": "text", "inter": "dit"}
 def begin_with(weights: str, run: Path) -> None:
     """Put a model's codec, text encoder and student where a run expects what its first stages have made; once.
 
-    weights: "default", those that are shipped, or a folder. Raises UserError if they are not there.
+    weights: "default", those that are shipped, or a folder. A run that began with others keeps them, and says so.
+    Raises UserError if they are not there.
     """
     request = ModelRequest(torch.device("cpu"), torch.float32, weights)
     for stage, part in STARTED.items():
@@ -60,6 +64,8 @@ def begin_with(weights: str, run: Path) -> None:
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             replace_file(place, there.read_bytes())
+        elif place.read_bytes() != there.read_bytes():
+            log.warning("%s goes on with its own %s, which is not that of %s", run, place.relative_to(run), weights)
 
 
 def trained_codec(run: Path) -> Path:

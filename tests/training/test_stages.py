@@ -117,7 +117,9 @@ def test_all_stages_run_in_order_and_leave_weights_that_the_runtime_plays(run: P
     assert load_dit_weights(run / "weights" / "dit.safetensors", "export").config.noise_offset == 0.5
 
 
-def test_a_run_goes_on_with_the_shipped_weights_and_with_exported_ones(run: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_shipped_weights_and_with_exported_ones(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     recipe = replace(RECIPE, start="default", coupled=replace(COUPLED, phases=(Phase(1, 1, 3, 6),)))
     assert recipe.stages == ("latents", "continuation", "coupled", "export")
     for part in ("latents", "images", "held_out"):
@@ -128,6 +130,10 @@ def test_a_run_goes_on_with_the_shipped_weights_and_with_exported_ones(run: Path
     assert next(iter(before.values())).dtype == torch.float16, "the shipped file itself"
     assert Pipeline(recipe, tmp_path).run("export")
     further = replace(recipe, start=str(tmp_path / "weights"))
+    assert Pipeline(further, tmp_path).run("export")
+    assert caplog.messages == [
+        f"{tmp_path} goes on with its own inter/dit.safetensors, which is not that of {further.start}"
+    ]
     assert Pipeline(further, tmp_path / "further").run("export")
     for part in ("dit", "text", "vae"):
         old, new = (load_file(out / "weights" / f"{part}.safetensors") for out in (tmp_path, tmp_path / "further"))
