@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from shotstream.runtime.errors import UserError
@@ -54,6 +55,11 @@ class DiTConfig:
         if not 0 <= self.noise_offset <= 1:
             raise UserError(
                 f"noise_offset {self.noise_offset} is a share of the noise's variance; it must lie in 0 to 1"
+            )
+        falling = (1001, *self.nominal_steps, 0)
+        if len(falling) < 3 or any(later >= earlier for earlier, later in pairwise(falling)):
+            raise UserError(
+                f"nominal_steps {list(self.nominal_steps)} must be one or more, falling from 1000 at most to above 0"
             )
         ring = self.local_frames - self.sink_frames
         if ring < self.chunk_frames or ring % self.chunk_frames:

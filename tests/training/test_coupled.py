@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.model.cache import RecordingKeys
+from shotstream.runtime.model.rollout import ShotConditions, chunk_pass
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.training.data.teacher_data import Phase, draw_sample
@@ -23,6 +27,7 @@ from shotstream.training.method.coupled import chosen_offset, coupled_loss
 from shotstream.training.method.draws import TorchDraws
 from shotstream.training.recipe import Recipe
 from shotstream.training.stages.coupled import CoupledRecipe
+from shotstream.training.stages.teacher import compile_blocks
 
 CONFIG = DiTConfig(
     dim=32, heads=2, ffn_dim=48, layers=2, channels=4, text_len=6, text_dim=16, shift=3.0, noise_offset=0.5
@@ -175,6 +180,38 @@ def test_a_recipe_without_an_offset_or_phases_is_refused(changes: dict[str, obje
 def test_a_phase_of_broken_chunks_is_refused(tmp_path: Path, frames: int) -> None:
     with pytest.raises(UserError, match=f"has frames: {frames}, and the student makes 3 at a time; use 1 or a multi"):
         make_stage("coupled", tmp_path, ALONE, phases=(Phase(1, 1, 3, 6), Phase(1, 1, frames, 6)))
+
+
+def test_the_steps_of_a_recipe_are_the_students_from_here_on(tmp_path: Path) -> None:
+    kept = make_stage("coupled", tmp_path, ALONE)
+    assert kept.model.config.nominal_steps == CONFIG.nominal_steps
+    stage = make_stage("coupled", tmp_path, ALONE, nominal_steps=(1000, 250))
+    assert stage.model.config.nominal_steps == (1000, 250)
+    assert torch.equal(stage.steps, stage.schedule.warp((1000, 250)))
+    with pytest.raises(UserError, match=r"nominal_steps \[250, 1000\] must fall"):
+        make_stage("coupled", tmp_path, ALONE, nominal_steps=(250, 1000))
+
+
+def test_only_passes_without_a_cache_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[bool] = []
+
+    def pretended(plain: Callable[..., Tensor], dynamic: bool) -> Callable[..., Tensor]:
+        def quick(*given: Any) -> Tensor:
+            compiled.append(True)
+            return plain(*given)
+
+        return quick
+
+    plain, clip, given = case(3)
+    whole = [behind_clean_history(plain, SCHEDULE, clip, STEPS[:1].expand(1, 3), clip, given, TorchDraws())]
+    monkeypatch.setattr(torch, "compile", pretended)
+    compile_blocks(plain)
+    whole.append(behind_clean_history(plain, SCHEDULE, clip, STEPS[:1].expand(1, 3), clip, given, TorchDraws()))
+    assert torch.equal(*whole)
+    assert len(compiled) == CONFIG.layers
+    conditions = ShotConditions(plain.embed_captions(given.captions_NLD[:1]), None, None, None, None)
+    chunk_pass(plain, clip, STEPS[0], 0, conditions, RecordingKeys())
+    assert len(compiled) == CONFIG.layers
 
 
 def test_videos_do_not_tell_what_they_leave_open() -> None:

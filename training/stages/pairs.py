@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.schedule import NoiseSchedule, shift_sigma
+from shotstream.runtime.model.state_dicts import write_safetensors
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.training.data.batches import Condition, draw_condition, encode
 from shotstream.training.data.stories import TrainingStories
@@ -98,12 +98,10 @@ def _write_shard(path: Path, states: Tensor, conditions: list[Condition]) -> Non
         "rows": torch.tensor([c.routing.captions for c in conditions]),
     }
     captions = {f"captions_{i}": json.dumps(c.captions) for i, c in enumerate(conditions)}
-    scratch = path.with_suffix(".tmp")
     try:
-        save_file(tensors, scratch, metadata=captions)
-        scratch.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path} ({error}); make room and run again, finished shards are kept") from error
+        write_safetensors(path, tensors, captions)
+    except UserError as error:
+        raise UserError(f"{error}; make room and run again, finished shards are kept") from error
 
 
 class Rows(Sequence[T], Generic[T]):

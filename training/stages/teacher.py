@@ -7,7 +7,7 @@ the parts of the scene are (:class:`PartHead`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from shotstream.runtime.config import TINY, DiTConfig
 from shotstream.runtime.model.attention import Attention, matmul_softmax, sdpa
+from shotstream.runtime.model.cache import KeyStore
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.state_dicts import load_dit
 from shotstream.runtime.model.transformer import Transformer
@@ -266,9 +267,23 @@ def training_attention(device: torch.device | str) -> Attention:
 
 def compile_blocks(model: Transformer) -> None:
     """Block by block: one small graph serves all, where the whole step compiles for minutes."""
+    # every layer, phase, number of captions and gradient mode is a graph of its own; torch gives up on all after eight
+    torch._dynamo.config.recompile_limit = 64
     blocks: Any = model.blocks  # a ModuleList does not say what it holds
     for block in blocks:
-        block.forward = torch.compile(block.forward, dynamic=False)
+        block.forward = _compiled(block.forward)
+
+
+def _compiled(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A block's forward pass, compiled where it fills no cache: caches grow, and every length would be a graph."""
+    quick = torch.compile(plain, dynamic=False)
+
+    def forward(
+        x: Tensor, e0: Tensor, rope: Any, text_kv: Any, index: Tensor | None, keys: KeyStore | None, *rest: Any
+    ) -> Tensor:
+        return (plain if keys is not None else quick)(x, e0, rope, text_kv, index, keys, *rest)
+
+    return forward
 
 
 def start_model(recipe: TeacherRecipe, device: torch.device | str) -> Transformer:

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shotstream.runtime.decoders.tiny_vae import TIME_FACTOR, TinyVAE, TinyVAEConfig, fold_time
+from shotstream.runtime.decoders.common import TIME_FACTOR
+from shotstream.runtime.decoders.tiny_vae import TinyVAE, TinyVAEConfig, fold_time
 from shotstream.runtime.errors import UserError
 from shotstream.training.data.clips import Clip, ClipPool, ClipSource, PoolConfig, held_out_clip, to_pixels, world_clip
 from shotstream.training.stages.curves import write_curves
