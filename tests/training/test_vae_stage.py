@@ -18,6 +18,7 @@ from shotstream.runtime.errors import UserError
 from shotstream.training.data.clips import Clip, ClipPool, PoolConfig, held_out_clip, to_pixels, world_clip
 from shotstream.training.stages.vae import (
     VAERecipe,
+    grown,
     lr_factor,
     motion_weight,
     run_vae_stage,
@@ -96,6 +97,21 @@ def test_a_finished_stage_leaves_a_codec_a_log_and_a_sheet(tmp_path: Path) -> No
     assert last["step"] == 6
     assert last["psnr_min"] <= last["psnr"]
     assert (tmp_path / "sheet_000006.png").exists()
+
+
+def test_a_decoder_goes_on_learning_with_more_blocks(tmp_path: Path) -> None:
+    before = TinyVAE.load(train(tmp_path / "first"))
+    sizes = TinyVAEConfig(decoder_blocks=(1, 2, 3))  # its other sizes do not count
+    z = torch.randn(1, 3, 4, 2, 4, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.allclose(grown(before, sizes).decode(z), before.decode(z), atol=1e-6)
+    recipe = dataclasses.replace(RECIPE, start=str(tmp_path / "first" / "vae.safetensors"), vae=sizes)
+    after = TinyVAE.load(train(tmp_path / "second", recipe))
+    assert after.config == dataclasses.replace(before.config, decoder_blocks=(1, 2, 3))
+    assert after.decoder.blocks_c[2].mix.weight.any(), "the new blocks learn"
+    kept = zip(after.encoder.parameters(), before.encoder.parameters(), strict=True)
+    assert all(torch.equal(new, old) for new, old in kept)
+    assert torch.equal(after.mean, before.mean)
 
 
 def test_a_resumed_stage_refuses_another_recipe(tmp_path: Path) -> None:

@@ -15,15 +15,15 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from shotstream.runtime.decoders.common import TIME_FACTOR
-from shotstream.runtime.decoders.tiny_vae import TinyVAE, TinyVAEConfig, fold_time
+from shotstream.runtime.decoders.tiny_vae import MemoryBlock, TinyVAE, TinyVAEConfig, fold_time
 from shotstream.runtime.errors import UserError
 from shotstream.training.data.clips import Clip, ClipPool, ClipSource, PoolConfig, held_out_clip, to_pixels, world_clip
 from shotstream.training.stages.curves import write_curves
@@ -41,7 +41,8 @@ class VAERecipe:
 
     `crops` are pairs of (clips in the batch, frames of each), one drawn for every step. `minutes` ends training by
     the clock, learning-rate decay included, if that comes before `steps`. `start` is a codec whose encoder, with the
-    latents' mean and spread, stays as it is while its decoder goes on learning: latents made earlier stay valid.
+    latents' mean and spread, stays as it is while its decoder goes on learning: latents made earlier stay valid. Where
+    `vae.decoder_blocks` has more than it, it gets new ones that change nothing at first; its other sizes are its own.
     """
 
     steps: int = 4000
@@ -190,6 +191,20 @@ def start_at_pca(vae: TinyVAE, clips: Clip) -> float:
     return -10 * math.log10(float(((z @ paint.T + full_mean - full) ** 2).mean()) / 4)
 
 
+def grown(vae: TinyVAE, wanted: TinyVAEConfig) -> TinyVAE:
+    """A codec whose decoder has at least the wanted memory blocks, and that decodes as `vae` does."""
+    have = vae.config.decoder_blocks
+    a, b, c = (max(pair) for pair in zip(have, wanted.decoder_blocks, strict=True))
+    larger = TinyVAE(dataclasses.replace(vae.config, decoder_blocks=(a, b, c)))
+    stacks = (larger.decoder.blocks_a, larger.decoder.blocks_b, larger.decoder.blocks_c)
+    for blocks, kept in zip(stacks, have, strict=True):
+        for new in list(blocks)[kept:]:
+            for part in cast(MemoryBlock, new).mix.parameters():
+                nn.init.zeros_(part)
+    larger.load_state_dict(vae.state_dict(), strict=False)
+    return larger.train()
+
+
 # --- the stage -----------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +227,7 @@ class _Run:
         self.elapsed_s = 0.0
         self.generator = torch.Generator().manual_seed(recipe.seed)
         torch.manual_seed(recipe.seed)
-        self.vae = TinyVAE.load(recipe.start).train() if recipe.start else TinyVAE(recipe.vae)
+        self.vae = grown(TinyVAE.load(recipe.start), recipe.vae) if recipe.start else TinyVAE(recipe.vae)
         if recipe.start:
             self.vae.encoder.requires_grad_(False)
         self.optimizer: MuonAdamW = build_optimizer(
