@@ -182,16 +182,6 @@ def test_a_phase_of_broken_chunks_is_refused(tmp_path: Path, frames: int) -> Non
         make_stage("coupled", tmp_path, ALONE, phases=(Phase(1, 1, 3, 6), Phase(1, 1, frames, 6)))
 
 
-def test_the_steps_of_a_recipe_are_the_students_from_here_on(tmp_path: Path) -> None:
-    kept = make_stage("coupled", tmp_path, ALONE)
-    assert kept.model.config.nominal_steps == CONFIG.nominal_steps
-    stage = make_stage("coupled", tmp_path, ALONE, nominal_steps=(1000, 250))
-    assert stage.model.config.nominal_steps == (1000, 250)
-    assert torch.equal(stage.steps, stage.schedule.warp((1000, 250)))
-    with pytest.raises(UserError, match=r"nominal_steps \[250, 1000\] must fall"):
-        make_stage("coupled", tmp_path, ALONE, nominal_steps=(250, 1000))
-
-
 def test_only_passes_without_a_cache_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[bool] = []
 

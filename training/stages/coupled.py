@@ -32,15 +32,13 @@ SUBJECTS = [i for i, part in enumerate(PARTS) if part == "house" or part not in 
 
 @dataclass(frozen=True)
 class CoupledRecipe(RegressionRecipe):
-    """Hyper-parameters. ``offset`` and ``nominal_steps`` are the student's ``noise_offset`` and steps from here on (see
-    ``DiTConfig``); if no steps are given, it keeps its own. Cells of figures and of the house count ``subject_weight``
-    times more than others, ``motion_weight`` as in `coupled_loss`; ``played`` is the share of steps on single latents
-    and first chunks whose input the student makes itself.
+    """Hyper-parameters. ``offset`` is the student's ``noise_offset`` from here on (see ``DiTConfig``). Cells of figures
+    and of the house count ``subject_weight`` times more than others, ``motion_weight`` as in `coupled_loss`;
+    ``played`` is the share of steps on single latents and first chunks whose input the student makes itself.
     """
 
     phases: tuple[Phase, ...] = (Phase(1200, 128, 1, 2), Phase(500, 48, 3, 6), Phase(250, 16, 9, 6))
     offset: float = 0.5
-    nominal_steps: tuple[int, ...] = ()
     subject_weight: float = 2.0
     motion_weight: float = 3.0
     played: float = 0.5
@@ -88,8 +86,7 @@ class CoupledStage(RegressionStage):
                     f"a phase of coupled has frames: {phase.frames}, and the student makes {chunk} at a time; use 1 "
                     f"or a multiple of {chunk}"
                 )
-        steps = recipe.nominal_steps or student.config.nominal_steps
-        student.config = replace(student.config, noise_offset=recipe.offset, nominal_steps=steps)
+        student.config = replace(student.config, noise_offset=recipe.offset)
         super().__init__(recipe, student, text, held_out, vae, team)
         self.recipe, self.sources = recipe, list(sources)
         self.unread = [Unread(source) for source in self.sources]
