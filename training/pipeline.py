@@ -42,7 +42,14 @@ from shotstream.training.stages.text import TextStage
 from shotstream.training.stages.trainer import Ema, LoopConfig, Stage, run_stage
 from shotstream.training.stages.vae import run_vae_stage
 from shotstream.training.videos import load_codec, open_videos
-from shotstream.training.weights import begin_with, load_dit_weights, load_text_weights, save_weights, trained_codec
+from shotstream.training.weights import (
+    begin_with,
+    load_dit_weights,
+    load_text_weights,
+    save_weights,
+    trained_codec,
+    weights_of,
+)
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 STUDENTS = ("coupled", "continuation", "inter", "intra", "ode")
@@ -72,7 +79,7 @@ class Pipeline:
             raise UserError(_no_stage(stage, self.recipe))
         if self.recipe.start:
             if self.team.first:
-                begin_with(self.recipe.start, self.out)
+                begin_with(self.recipe.start, self.out, without="vae" if self.recipe.vae.start else "")
             self.team.everyone(f"weights that {stage} starts from")
         work: Callable[[], bool] = getattr(self, stage)
         if stage not in SHARED_STAGES:
@@ -86,6 +93,8 @@ class Pipeline:
         if path.exists():
             return True
         recipe = self.recipe.vae if self.minutes is None else replace(self.recipe.vae, minutes=self.minutes)
+        if recipe.start:
+            recipe = replace(recipe, start=str(weights_of(recipe.start, "vae")))
         run_vae_stage(recipe, path.parent)
         return path.exists()
 
@@ -95,7 +104,8 @@ class Pipeline:
         if self.recipe.decoder is None or path.exists():
             return True
         minutes = self.recipe.decoder.minutes if self.minutes is None else self.minutes
-        recipe = replace(self.recipe.decoder, start=str(self._file("vae", "vae")), minutes=minutes)
+        start = str(self._file("vae", "vae"))
+        recipe = replace(self.recipe.decoder, start=start, frozen_encoder=True, minutes=minutes)
         run_vae_stage(recipe, path.parent)
         return path.exists()
 

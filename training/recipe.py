@@ -30,7 +30,7 @@ SHARED_STAGES = ("teacher", "ode", "intra", "inter", "continuation", "coupled")
 """Those that train the transformer, on any number of processes; the others are the first process's work."""
 SOURCES = ("world", "videos")
 LEFT_TO_START = ("vae", "text", "teacher", "ode", "intra", "inter")
-"""Stages that a run which goes on with a model's weights has not."""
+"""Stages that a run which goes on with a model's weights has not, unless its codec goes on learning."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Recipe:
     for the stage ``inter``.
 
     ``start`` is nothing, or the weights that training goes on with, in place of those that the stages up to ``inter``
-    make: "default", the shipped ones, or a folder as ``export`` writes it. ``context_noise`` is the student's (see
+    make: "default", the shipped ones, or a folder as ``export`` writes it. With ``vae: {start: ...}``, of which the
+    same holds, the codec goes on learning first. ``context_noise`` is the student's (see
     ``DiTConfig``), in all its stages and in what is exported; ``steady`` is the exported codec's (see
     ``TinyVAEConfig``).
     """
@@ -90,7 +91,7 @@ class Recipe:
         """The stages that it has, in order."""
         every: tuple[str, ...] = STAGES if self.source == "world" else (*SHARED_STAGES, "export")
         if self.start:
-            every = tuple(s for s in every if s not in LEFT_TO_START)
+            every = tuple(s for s in every if s not in LEFT_TO_START or (s == "vae" and self.vae.start))
         return tuple(s for s in every if getattr(self, s, True) is not None)
 
 

@@ -52,15 +52,21 @@ STARTED = {"vae": "vae", "text": "text", "inter": "dit"}
 """In whose places a model's weights stand in a run that goes on with them: parts by stage."""
 
 
-def begin_with(weights: str, run: Path) -> None:
+def weights_of(weights: str, part: str) -> Path:
+    """A part's file of "default", the weights that are shipped, or of a folder. UserError if it is not there."""
+    return weights_file(ModelRequest(torch.device("cpu"), torch.float32, weights), part)
+
+
+def begin_with(weights: str, run: Path, without: str = "") -> None:
     """Put a model's codec, text encoder and student where a run expects what its first stages have made; once.
 
-    weights: "default", those that are shipped, or a folder. A run that began with others keeps them, and says so.
-    Raises UserError if they are not there.
+    weights: "default", those that are shipped, or a folder. without: the stage that the run does itself. A run that
+    began with others keeps them, and says so. Raises UserError if they are not there.
     """
-    request = ModelRequest(torch.device("cpu"), torch.float32, weights)
     for stage, part in STARTED.items():
-        there, place = weights_file(request, part), run / stage / f"{part}.safetensors"
+        if stage == without:
+            continue
+        there, place = weights_of(weights, part), run / stage / f"{part}.safetensors"
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             replace_file(place, there.read_bytes())

@@ -26,7 +26,8 @@ from shotstream.training.stages.pairs import sampler_sigmas
 from shotstream.training.stages.teacher import Phase, TeacherRecipe, TeacherStage
 from shotstream.training.stages.text import TextRecipe
 from shotstream.training.stages.trainer import LoopConfig, lr_factor, run_stage
-from shotstream.training.weights import load_dit_weights, save_weights
+from shotstream.training.stages.vae import VAERecipe
+from shotstream.training.weights import load_dit_weights, save_weights, weights_of
 
 MODEL = DiTConfig(dim=32, heads=2, ffn_dim=64, layers=2, channels=32, text_len=48, text_dim=32, shift=3.0)
 TEXT = TinyTextConfig(dim=32, heads=2, layers=1, buckets=64)
@@ -137,6 +138,27 @@ def test_a_run_goes_on_with_the_shipped_weights_and_with_exported_ones(
     for part in ("dit", "text", "vae"):
         old, new = (load_file(out / "weights" / f"{part}.safetensors") for out in (tmp_path, tmp_path / "further"))
         assert all(torch.equal(old[name], new[name]) for name in old), part
+
+
+def test_a_codec_may_go_on_learning_before_the_rest_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    def trained(recipe: VAERecipe, folder: Path) -> None:
+        started.append(recipe.start)
+        assert not recipe.frozen_encoder
+        assert not (folder / "vae.safetensors").exists()
+        folder.mkdir()
+        (folder / "vae.safetensors").write_bytes(b"a codec")
+
+    monkeypatch.setattr("shotstream.training.pipeline.run_vae_stage", trained)
+    recipe = replace(RECIPE, start="default", vae=VAERecipe(start="default"))
+    assert recipe.stages[:2] == ("vae", "latents")
+    assert Pipeline(recipe, tmp_path).run("vae")
+    assert Pipeline(recipe, tmp_path).run("vae"), "it is there"
+    assert started == [str(weights_of("default", "vae"))]
+    assert (tmp_path / "inter" / "dit.safetensors").exists()
+    with pytest.raises(UserError, match="there is no folder of weights at nowhere"):
+        Pipeline(replace(recipe, vae=VAERecipe(start="nowhere")), tmp_path / "other").run("vae")
 
 
 def test_a_start_that_is_not_there_is_refused(tmp_path: Path) -> None:

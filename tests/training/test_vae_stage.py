@@ -24,7 +24,13 @@ from shotstream.training.stages.vae import (
     run_vae_stage,
     start_at_pca,
 )
-from shotstream.training.stages.vae_checks import Statistics, clip_psnr, latent_importance, measure_latents
+from shotstream.training.stages.vae_checks import (
+    Statistics,
+    align_latents,
+    clip_psnr,
+    latent_importance,
+    measure_latents,
+)
 
 RECIPE = VAERecipe(
     steps=6,
@@ -105,13 +111,47 @@ def test_a_decoder_goes_on_learning_with_more_blocks(tmp_path: Path) -> None:
     z = torch.randn(1, 3, 4, 2, 4, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert torch.allclose(grown(before, sizes).decode(z), before.decode(z), atol=1e-6)
-    recipe = dataclasses.replace(RECIPE, start=str(tmp_path / "first" / "vae.safetensors"), vae=sizes)
+    start = str(tmp_path / "first" / "vae.safetensors")
+    recipe = dataclasses.replace(RECIPE, start=start, frozen_encoder=True, vae=sizes)
     after = TinyVAE.load(train(tmp_path / "second", recipe))
     assert after.config == dataclasses.replace(before.config, decoder_blocks=(1, 2, 3))
     assert after.decoder.blocks_c[2].mix.weight.any(), "the new blocks learn"
     kept = zip(after.encoder.parameters(), before.encoder.parameters(), strict=True)
     assert all(torch.equal(new, old) for new, old in kept)
     assert torch.equal(after.mean, before.mean)
+
+
+def test_a_codec_goes_on_learning_and_its_latents_are_turned_back(tmp_path: Path) -> None:
+    before = TinyVAE.load(train(tmp_path / "first"))
+    recipe = dataclasses.replace(RECIPE, steps=40, start=str(tmp_path / "first" / "vae.safetensors"))
+    after = TinyVAE.load(train(tmp_path / "second", recipe))
+    assert not torch.equal(after.encoder.stem.weight, before.encoder.stem.weight), "the encoder learns too"
+    video = to_pixels(np.stack([sliding_box(n, 9, 32, 64) for n in range(20)]))
+    with torch.no_grad():
+        old, new = before.encode(video), after.encode(video)
+    assert float((new - old).square().mean()) < 0.2 * float(old.var(dim=(0, 1, 3, 4)).mean())
+
+
+def test_turned_latents_draw_the_same_pictures() -> None:
+    torch.manual_seed(0)
+    vae, before = TinyVAE(RECIPE.vae).eval(), TinyVAE(RECIPE.vae).eval()
+    statistics = Statistics(clips=12, frames=9, height=32, width=64)
+    for codec, part in ((vae, 0.3), (before, 0.2)):
+        codec.mean.copy_(torch.randn(4) * part)
+        codec.std.copy_(torch.rand(4) + 0.5)
+    start_at_pca(before, np.stack([sliding_box(n, 9, 32, 64) for n in range(8)]))
+    with torch.no_grad():  # the same latents in another basis
+        vae.load_state_dict({k: v for k, v in before.state_dict().items() if k.startswith("encoder")}, strict=False)
+        mixing = torch.randn(4, 4)
+        for layer in (vae.encoder.head, vae.encoder.linear):
+            for parameter in (layer.weight, layer.bias):
+                parameter[:4] = torch.einsum("oi,i...->o...", mixing, parameter[:4])
+        video = to_pixels(np.stack([sliding_box(n, 9, 32, 64) for n in range(3)]))
+        pictures = vae.decode(vae.encode(video))
+        assert not torch.allclose(vae.encode(video), before.encode(video), atol=0.1)
+        assert align_latents(vae, before, sliding_box, statistics) < 1e-6
+        torch.testing.assert_close(vae.encode(video), before.encode(video), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(vae.decode(vae.encode(video)), pictures, atol=1e-3, rtol=1e-3)
 
 
 def test_a_resumed_stage_refuses_another_recipe(tmp_path: Path) -> None:

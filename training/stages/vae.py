@@ -28,7 +28,7 @@ from shotstream.runtime.errors import UserError
 from shotstream.training.data.clips import Clip, ClipPool, ClipSource, PoolConfig, held_out_clip, to_pixels, world_clip
 from shotstream.training.stages.curves import write_curves
 from shotstream.training.stages.optim import MuonAdamW, build_optimizer
-from shotstream.training.stages.vae_checks import Statistics, clip_psnr, measure_latents, sample_sheet
+from shotstream.training.stages.vae_checks import Statistics, align_latents, clip_psnr, measure_latents, sample_sheet
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +40,17 @@ class VAERecipe:
     """Everything that decides the outcome of the stage. Sizes are pixels at full resolution, rates per step.
 
     `crops` are pairs of (clips in the batch, frames of each), one drawn for every step. `minutes` ends training by
-    the clock, learning-rate decay included, if that comes before `steps`. `start` is a codec whose encoder, with the
-    latents' mean and spread, stays as it is while its decoder goes on learning: latents made earlier stay valid. Where
-    `vae.decoder_blocks` has more than it, it gets new ones that change nothing at first; its other sizes are its own.
+    the clock, learning-rate decay included, if that comes before `steps`. `start` is a codec that goes on learning.
+    With `frozen_encoder` only its decoder does, and latents made earlier stay valid; else they drift, and in the end
+    are turned back to what they were as far as a linear map can, so that a model of them has little to learn anew.
+    Where `vae.decoder_blocks` has more than it, it gets new ones that change nothing at first; its other sizes are its
+    own.
     """
 
     steps: int = 4000
     minutes: float | None = None
     start: str = ""
+    frozen_encoder: bool = False
     seed: int = 0
     threads: int = 2
     vae: TinyVAEConfig = dataclasses.field(default_factory=TinyVAEConfig)
@@ -60,6 +63,7 @@ class VAERecipe:
     decay_fraction: float = 0.5
     gradient_weight: float = 0.5
     temporal_weight: float = 0.25
+    square_weight: float = 0.0
     moving_weight: float = 3.0
     kl_weight: float = 1e-4
     noise_fraction: float = 0.5
@@ -125,11 +129,12 @@ def motion_weight(video_BTCHW: Tensor, moving: float) -> Tensor:
 
 
 def reconstruction_loss(made_BTCHW: Tensor, true_BTCHW: Tensor, recipe: VAERecipe) -> Tensor:
-    """Absolute error of pixels, of spatial gradients and of changes in time; moving pixels count more."""
+    """Absolute error of pixels, of spatial gradients and of changes in time, and squared error of pixels, which minds
+    the worst ones; moving pixels count more."""
     weight = motion_weight(true_BTCHW, recipe.moving_weight)
     error = made_BTCHW - true_BTCHW
     share = weight / weight.mean()
-    loss = (error.abs() * share).mean()
+    loss = (error.abs() * share).mean() + recipe.square_weight * (error.square() * share).mean()
     gradient = (error.diff(dim=-1).abs() * share[..., 1:]).mean()
     gradient = gradient + (error.diff(dim=-2).abs() * share[..., 1:, :]).mean()
     temporal = (error.diff(dim=1).abs() * share[:, 1:]).mean()
@@ -148,7 +153,7 @@ def blur_latents(z_BFCHW: Tensor, recipe: VAERecipe, generator: torch.Generator)
 
 def training_loss(vae: TinyVAE, video_BTCHW: Tensor, recipe: VAERecipe, generator: torch.Generator) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
-        with torch.set_grad_enabled(not recipe.start):
+        with torch.set_grad_enabled(not recipe.frozen_encoder):
             mean, log_variance = (part.float() for part in vae.posterior(vae.pool(video_BTCHW)))
         log_variance = log_variance.clamp(-12, 2)
         z = mean + torch.randn(mean.shape, generator=generator) * (0.5 * log_variance).exp()
@@ -228,7 +233,7 @@ class _Run:
         self.generator = torch.Generator().manual_seed(recipe.seed)
         torch.manual_seed(recipe.seed)
         self.vae = grown(TinyVAE.load(recipe.start), recipe.vae) if recipe.start else TinyVAE(recipe.vae)
-        if recipe.start:
+        if recipe.frozen_encoder:
             self.vae.encoder.requires_grad_(False)
         self.optimizer: MuonAdamW = build_optimizer(
             self.vae.named_parameters(),
@@ -334,6 +339,8 @@ def run_vae_stage(
             _look(run, float(loss.detach()), held_out)
     if not recipe.start:
         measure_latents(run.vae, source, recipe.statistics, recipe.bfloat16)
+    elif not recipe.frozen_encoder:
+        align_latents(run.vae, TinyVAE.load(recipe.start), source, recipe.statistics)
     psnr = clip_psnr(run.vae, held_out)
     run.log(psnr=float(np.mean(psnr)), psnr_min=min(psnr))
     sample_sheet(run.vae, held_out, out / "sheet_final.png")

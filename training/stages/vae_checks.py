@@ -83,6 +83,37 @@ def measure_latents(vae: TinyVAE, source: ClipSource, statistics: Statistics, bf
 
 
 @torch.no_grad()
+def align_latents(vae: TinyVAE, before: TinyVAE, source: ClipSource, statistics: Statistics) -> float:
+    """Turn the latents of a codec that went on learning back towards those it had before, by the best linear map.
+
+    The map goes into the encoder's last layers and its inverse into the decoder's first, so pictures stay as they are.
+    Returns the share of the latents' variance that is still not as before.
+    """
+    pairs = []
+    for n in range(statistics.clips):
+        clip = source(_STATISTICS_SEED + n, statistics.frames, statistics.height, statistics.width)
+        video = to_pixels(clip[None])
+        pairs.append([codec.encode(video).float().movedim(2, 4).flatten(0, 3) for codec in (vae, before)])
+    ours, theirs = (torch.cat(values).double() for values in zip(*pairs, strict=True))
+    design = torch.cat([ours, torch.ones_like(ours[:, :1])], dim=1)
+    solution = torch.linalg.lstsq(design, theirs).solution
+    turn, offset = solution[:-1].T, solution[-1]
+    std, mean = vae.std.double(), vae.mean.double()
+    raw = std[:, None] * turn / std  # of latents as the encoder writes them
+    back = torch.linalg.inv(raw)
+    channels = vae.config.latent_channels
+    for layer in (vae.encoder.head, vae.encoder.linear):
+        assert layer.bias is not None
+        for parameter in (layer.weight, layer.bias):
+            parameter[:channels] = torch.einsum("oi,i...->o...", raw, parameter[:channels].double()).to(parameter)
+    for layer in (vae.decoder.stem, vae.decoder.linear):
+        layer.weight.copy_(torch.einsum("oi...,ij->oj...", layer.weight.double(), back))
+    vae.mean.copy_(raw @ mean - std * offset)
+    left = theirs - design @ solution
+    return float(left.square().mean() / theirs.var(dim=0).mean())
+
+
+@torch.no_grad()
 def latent_importance(vae: TinyVAE, z_BFCHW: Tensor, seed: int = 0) -> Tensor:
     """[C], mean 1: how much squared error of pixels the same small noise causes in each channel of these latents."""
     generator = torch.Generator().manual_seed(seed)
