@@ -19,6 +19,24 @@ class Attention(Protocol):
 
 
 @dataclass(frozen=True)
+class Spans:
+    """A mask of few whole stretches of tokens: ``rows`` are queries ``[begin, end)`` in order, which together are all,
+    each with the stretches of keys that these see. Nothing is computed for keys that nobody sees.
+    """
+
+    rows: tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...]
+
+    def dense(self) -> Tensor:
+        """The same as ``[L, L]`` bool, True where a query may see a key."""
+        length = self.rows[-1][1]
+        mask = torch.zeros(length, length, dtype=torch.bool)
+        for begin, end, seen in self.rows:
+            for first, last in seen:
+                mask[begin:end, first:last] = True
+        return mask
+
+
+@dataclass(frozen=True)
 class Prefix:
     """The filled part of a key and value buffer ``[B, S, heads, head_dim]``, for one pass and layer.
 
@@ -58,6 +76,19 @@ def attend(attention: Attention, q_BLHK: Tensor, prefix: Prefix) -> Tensor:
         k = (k.float() * prefix.k_scale_H[:, None]).to(q_BLHK.dtype)
         v = (v.float() * prefix.v_scale_H[:, None]).to(q_BLHK.dtype)
     return attention(q_BLHK, k, v)
+
+
+def attend_masked(
+    attention: Attention, q_BLHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor, mask: Tensor | Spans | None
+) -> Tensor:
+    """Attention by any backend behind either kind of mask."""
+    if not isinstance(mask, Spans):
+        return attention(q_BLHK, k_BLHK, v_BLHK, mask)
+    made = []
+    for begin, end, seen in mask.rows:
+        keys, values = (torch.cat([x[:, first:last] for first, last in seen], dim=1) for x in (k_BLHK, v_BLHK))
+        made.append(attention(q_BLHK[:, begin:end], keys, values))
+    return torch.cat(made, dim=1)
 
 
 def reads_device_length(attention: Attention, eight_bit: bool) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from shotstream.runtime.config import DiTConfig
-from shotstream.runtime.model.attention import Attention, sdpa
+from shotstream.runtime.model.attention import Attention, Spans, attend_masked, sdpa
 from shotstream.runtime.model.cache import KeyStore
 from shotstream.runtime.model.rope import rope_table, rotate
 
@@ -79,7 +79,7 @@ class Block(nn.Module):
         caption_index_BF: Tensor | None,
         keys: KeyStore | None,
         layer: int,
-        mask: Tensor | None,
+        mask: Tensor | Spans | None,
         kv_only: bool,
     ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + e0_BF6D).unsqueeze(3).unbind(2)
@@ -101,7 +101,7 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor],
         keys: KeyStore | None,
         layer: int,
-        mask: Tensor | None,
+        mask: Tensor | Spans | None,
         kv_only: bool,
     ) -> Tensor:
         attn = self.self_attn
@@ -112,7 +112,7 @@ class Block(nn.Module):
         if kv_only:
             return x_BFTD
         q = rotate(attn.split(attn.norm_q(attn.q(h))), *rope)
-        out = attn.o(self.attention(q, k_all, v_all, mask).flatten(2))
+        out = attn.o(attend_masked(self.attention, q, k_all, v_all, mask).flatten(2))
         return x_BFTD + gate * out.view_as(x_BFTD)
 
     def _cross_attention(
@@ -191,17 +191,15 @@ class Transformer(nn.Module):
         flags_BF: Tensor | None,
         *,
         keys: KeyStore | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Spans | None = None,
         kv_only: bool = False,
     ) -> Tensor:
         """Flow of the given frames, ``[B, F, C, H, W]``.
 
         t_BF: timestep of every frame, 0..1000. text_kv: from :meth:`embed_captions`. caption_index_BF: which caption
-        each
-        frame reads, or None when one caption serves all. positions_BF: time indices (context 0..5, target from 6 on).
-        flags_BF: shot numbers for the phase jump, or None for plain Wan rotary tables. keys: cache to write and to
-        attend
-        over. mask: True where a query token may see a key token. kv_only: stop once the last layer's keys and values
+        each frame reads, or None when one caption serves all. positions_BF: time indices (context 0..5, target from 6
+        on). flags_BF: shot numbers for the phase jump, or None for plain Wan rotary tables. keys: cache to write and to
+        attend over. mask: which key tokens a query token may see. kv_only: stop once the last layer's keys and values
         are known (context pass, clean pass); the result is then meaningless and empty.
         """
         c = self.config

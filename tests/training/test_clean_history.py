@@ -10,11 +10,12 @@ from torch import Tensor
 
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
+from shotstream.runtime.model.attention import Attention, attend_masked, matmul_softmax, sdpa
 from shotstream.runtime.model.cache import DualCache
 from shotstream.runtime.model.rollout import ShotConditions, chunk_pass, clean_pass, context_pass
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
-from shotstream.training.method.clean_history import clean_history_mask, clean_history_ode_loss, continuation_loss
+from shotstream.training.method.clean_history import clean_history_ode_loss, clean_history_spans, continuation_loss
 from shotstream.training.method.conditioning import Conditioning
 from shotstream.training.method.draws import TorchDraws
 from shotstream.training.stages.ode import OdeRecipe
@@ -81,7 +82,7 @@ def test_it_is_the_error_of_a_playing_student_behind_the_true_past(context_noise
 
 
 def test_the_mask_shows_a_noisy_block_the_clean_past_and_itself() -> None:
-    mask = clean_history_mask(2, 6, 3, 2, "cpu")[::2, ::2]  # frames: 2 context, 3 clean, 6 noisy
+    mask = clean_history_spans(2, 6, 3, 2).dense()[::2, ::2]  # frames: 2 context, 3 clean, 6 noisy
     rows = {"context": mask[0], "clean": mask[2], "first noisy": mask[5], "second noisy": mask[8]}
     seen = {name: row.nonzero().flatten().tolist() for name, row in rows.items()}
     assert seen == {
@@ -90,6 +91,15 @@ def test_the_mask_shows_a_noisy_block_the_clean_past_and_itself() -> None:
         "first noisy": [0, 1, 5, 6, 7],
         "second noisy": [0, 1, 2, 3, 4, 8, 9, 10],
     }
+
+
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("attention", [sdpa, matmul_softmax])
+def test_stretches_give_what_the_whole_mask_gives(attention: Attention, context: int) -> None:
+    spans = clean_history_spans(context, 9, 3, 4)
+    length = 4 * (context + 6 + 9)
+    q, k, v = (torch.randn(2, length, 2, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    torch.testing.assert_close(attend_masked(attention, q, k, v, spans), attention(q, k, v, spans.dense()))
 
 
 def test_frames_that_are_no_whole_blocks_are_refused() -> None:

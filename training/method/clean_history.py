@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shotstream.runtime.model.attention import Spans
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.training.method import losses
@@ -22,22 +23,26 @@ from shotstream.training.method.conditioning import Conditioning
 from shotstream.training.method.draws import Draws
 
 
-def clean_history_mask(context: int, frames: int, chunk: int, tokens: int, device: torch.device | str) -> Tensor:
-    """[L, L] bool, True = may attend. Frames in order: context, clean copies of all blocks but the last, noisy blocks.
+def clean_history_spans(context: int, frames: int, chunk: int, tokens: int) -> Spans:
+    """Who sees whom. Frames in order: context, clean copies of all blocks but the last, noisy blocks.
 
     Context sees itself; a clean block sees context, clean blocks before it and itself; a noisy block sees context,
     the clean blocks before it and itself.
     """
-    blocks = frames // chunk
-    block = [0] * context + [b + 1 for b in range(blocks - 1) for _ in range(chunk)]
-    clean = torch.tensor(block, device=device)
-    noisy = torch.arange(frames, device=device) // chunk + 1
-    among_clean = clean[:, None] >= clean[None, :]
-    to_clean = noisy[:, None] > clean[None, :]
-    among_noisy = noisy[:, None] == noisy[None, :]
-    nothing = torch.zeros(len(clean), frames, dtype=torch.bool, device=device)
-    mask = torch.cat([torch.cat([among_clean, nothing], 1), torch.cat([to_clean, among_noisy], 1)], 0)
-    return mask.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+    ends = range(context, context + frames, chunk)  # of what is finished before each noisy block
+    rows: list[tuple[int, int, tuple[tuple[int, int], ...]]] = [(0, context, ((0, context),))] if context else []
+    rows += [(end - chunk, end, ((0, end),)) for end in ends[1:]]
+    noisy = context + frames - chunk
+    rows += [
+        (begin, begin + chunk, ((0, end), (begin, begin + chunk)))
+        for end, begin in zip(ends, range(noisy, noisy + frames, chunk), strict=True)
+    ]
+    return Spans(
+        tuple(
+            (begin * tokens, end * tokens, tuple((first * tokens, last * tokens) for first, last in seen))
+            for begin, end, seen in rows
+        )
+    )
 
 
 def behind_clean_history(
@@ -75,7 +80,7 @@ def behind_clean_history(
         None if index is None else index[:, places],
         places.expand(batch, -1) if times is None else times[:, places],
         None if flags is None else flags[:, places],
-        mask=clean_history_mask(context, frames, chunk, tokens, noisy_BFCHW.device),
+        mask=clean_history_spans(context, frames, chunk, tokens),
     )
     return schedule.to_x0(z_BFCHW, flow, t_all)[:, context + past :]
 
