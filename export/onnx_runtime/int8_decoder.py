@@ -1,8 +1,8 @@
 """A streaming decoder's step with most convolutions in eight-bit integers, for CPUs: static, by ONNX Runtime's tools.
 
 Ranges of activations are those of a stream of normal latents from a fixed seed: latents are normalised, and pictures
-vary less than noise. What reads the latents, mixes channels only, or comes last stays in float32: rounding in the last
-layers shows as a weave on even ground.
+vary less than noise. What reads the latents, mixes channels only, or comes last stays in float32: rounding it shows as
+grain on even ground.
 """
 
 from __future__ import annotations
@@ -79,16 +79,21 @@ def quantise_step(path: Path, made: Path) -> None:
 
 
 def _exact(model: Any) -> list[str]:
-    """Convolutions that stay as they are: 1x1, the one that reads latents, and the last of the others."""
+    """Convolutions that stay as they are.
+
+    Those that widen are rounded, unless they read the latents: half of all work or more in a memory block, and what
+    they read is even. What narrows again has outliers in its input: rounding it shows as grain. In a decoder where
+    none widens, all are rounded but 1x1, the one that reads latents, and the last.
+    """
     shapes = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
-    latent_channels = next(port for port in model.graph.input if port.name == LATENT).type.tensor_type.shape.dim[1]
-    convolutions = [(node.name, shapes[node.input[1]]) for node in model.graph.node if node.op_type == "Conv"]
-    wide = [name for name, shape in convolutions if shape[2:] != (1, 1)]
-    return [
-        name
-        for name, shape in convolutions
-        if shape[2:] == (1, 1) or shape[1] == latent_channels.dim_value or name in wide[-_LAST:]
-    ]
+    latent = next(port for port in model.graph.input if port.name == LATENT).type.tensor_type.shape.dim[1].dim_value
+    every = [(node.name, shapes[node.input[1]]) for node in model.graph.node if node.op_type == "Conv"]
+    wide = [(name, shape) for name, shape in every if shape[2:] != (1, 1)]
+    inner = [(name, shape) for name, shape in wide if shape[1] != latent]
+    last = {name for name, _ in wide[-_LAST:]}
+    widen = {name for name, shape in inner if shape[0] > shape[1]}
+    rounded = widen or {name for name, _ in inner} - last
+    return [name for name, _ in every if name not in rounded]
 
 
 class _Stream:
