@@ -28,8 +28,9 @@ CAPTIONS = "caption keys and values"
 KEPT_CAPTIONS = 7
 """Whose keys and values a session keeps at most: those of six remembered shots and of the running one."""
 _ESTIMATED = " (estimated)"
-_DECODER_MAPS = 10
-"""Feature maps of its finest stage that the tiny decoder holds at once: 60 MB in float32, by torch's own count."""
+_DECODER_MAPS, _BLOCK_MAPS = 4, 3
+"""Feature maps of its finest stage that the tiny decoder holds at once, and that each block there adds, because what it
+leaves for the next frame is a view: by torch's own count 60 MB with two blocks and 77 MB with three, in float32."""
 
 
 def watch_memory(model: str, options: RuntimeOptions) -> MemoryWatch:
@@ -141,4 +142,5 @@ def _working_values(config: DiTConfig, codec: TinyVAEConfig, latent_size: tuple[
     cells = latent_size[0] * latent_size[1]
     tokens = config.context_frames * config.tokens_per_frame(*latent_size)
     frames = TIME_FACTOR * config.chunk_frames
-    return max(2 * tokens * config.ffn_dim, _DECODER_MAPS * frames * codec.decoder_channels[-1] * cells * 16)
+    maps = _DECODER_MAPS + _BLOCK_MAPS * codec.decoder_blocks[-1]
+    return max(2 * tokens * config.ffn_dim, maps * frames * codec.decoder_channels[-1] * cells * 16)

@@ -248,7 +248,7 @@ def test_the_new_caption_has_the_label_and_the_global_caption_of_its_shot(small_
 
 
 def test_the_embedded_model_does_what_it_is_steered_to() -> None:
-    """A wide shot becomes a close-up, and one hero another, in the shot's running on."""
+    """A standing figure dances; a wide shot goes towards a close-up, and one hero towards another, as far as it can."""
     story = "A story about a red cat and a white rabbit. Setting: meadow by day."
     wide, close, other = (
         f"{what} stands still."
@@ -267,12 +267,19 @@ def test_the_embedded_model_does_what_it_is_steered_to() -> None:
             session.steer(then)
             return pixels(chunks + made(session, 3))
 
+    def motion(frames: np.ndarray) -> float:
+        """Mean change of a pixel from frame to frame in the last chunk."""
+        return float(np.abs(np.diff(frames[-13:].astype(float), axis=0)).mean())
+
+    medium = "Medium shot: the red cat"
     with Runtime("tiny") as runtime:
         stays, nearer, leaves = film(wide, wide), film(wide, close), film(close, other)
+        still, dances = (film(f"{medium} stands still.", f"{medium} {what}.") for what in ("stands still", "dances"))
     shown = 9 + 12
     assert np.array_equal(nearer[:shown], stays[:shown])
-    assert red(nearer[-12:]) > 2.5 * red(stays[-12:]) > 0
-    assert red(leaves[-12:]) < 0.1 * red(leaves[:9])
+    assert red(nearer[-12:]) > 1.3 * red(stays[-12:]) > 0
+    assert red(leaves[-12:]) < 0.3 * red(leaves[:9])
+    assert motion(dances) > 1.3 * motion(still) > 0
 
 
 # ------------------------------------------------------------------------------------ what is remembered
