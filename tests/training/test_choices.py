@@ -53,7 +53,7 @@ def test_the_signs_tell_the_choice() -> None:
         else:
             assert signs[0] == shot.side
             assert np.isnan(signs[1])
-        assert number(signs[2:5]) == int(8 * shot.blink)
+        assert number(signs[[2, 3, 4, 98]]) == int(16 * shot.blink)
         assert number(signs[5:8]) * 5 // 8 == HOUSE_COLORS.index(scene.house_color)
         assert number(signs[8:11]) * 3 // 8 == ROOF_COLORS.index(scene.roof)
         assert signs[11] == scene.house_side
@@ -76,15 +76,27 @@ def test_scales_are_cut_into_equal_parts_and_their_ends_belong_to_them() -> None
         assert (number(signs[49:51]), number(signs[62:64])) == (sun, tall)
 
 
+def test_small_parts_go_on_where_large_ones_end() -> None:
+    for story in STORIES[:80]:
+        signs, scene = choices(story, 0, (), 0), story.background
+        assert number(signs[[46, 47, 48, 70, 71]]) == int((scene.sun[0] - 0.12) / 0.76 * 32)
+        assert number(signs[[49, 50, 72]]) == int((scene.sun[1] - 0.14) / 0.1 * 8)
+        assert number(signs[[15, 16, 17, 73, 74]]) == int((abs(scene.trees[0][0]) - 1.0) / 0.4 * 32)
+        assert [number(signs[[30 + 2 * i, 31 + 2 * i, 82 + i]]) for i in range(8)] == [
+            int(8 * phase) for phase in scene.far_phase
+        ]
+
+
 def test_what_was_shown_is_no_choice_any_more() -> None:
     story = next(s for s in STORIES if s.shots[0].cast == (0, 1))
     later = choices(story, 1, (0,), 3)
-    assert np.isnan(later[5:]).all()
-    assert not np.isnan(later[[0, 2, 3, 4]]).any()
+    assert np.isnan(later[5:98]).all()
+    assert not np.isnan(later[[0, 2, 3, 4, 98]]).any()
     unseen = next(s for s in STORIES if s.shots[0].cast == (0,) and 1 in s.shots[1].cast)
     new = choices(unseen, 1, (0,), 3)
     assert np.isnan(new[5:64]).all()
-    assert not np.isnan(new[64:]).any(), "the second hero comes in"
+    assert np.isnan(new[70:96]).all()
+    assert not np.isnan(new[[*range(64, 70), 96, 97]]).any(), "the second hero comes in"
 
 
 def test_a_seed_decides_between_spellings() -> None:
