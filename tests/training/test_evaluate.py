@@ -63,9 +63,10 @@ class _Told(Reader):
     def __init__(self, shown: list[tuple[Story, int]]) -> None:
         self.note = {"made": "by hand"}
         self.shown = shown
+        self.looks_at = -1  # the frame of a shot
 
     def read_shot(self, frames_FHWC: Frames, samples: int = 5) -> Reading:
-        high, low, _ = (int(v) for v in frames_FHWC[-1, 0, 0])
+        high, low, _ = (int(v) for v in frames_FHWC[self.looks_at, 0, 0])
         return truth(*self.shown[256 * high + low])
 
     def read_frames(self, frames_FHWC: Frames) -> dict[str, torch.Tensor]:
@@ -125,7 +126,7 @@ def test_films_that_show_what_is_asked_meet_every_goal_that_was_measured() -> No
     films = Films()
     goals = goals_of(run(films.play(as_asked), films, drift=True))
     measured = [g for g in goals if g.figure is not None]
-    assert len(measured) == 1 + len(ATTRIBUTES) + 3 + 1 + 2
+    assert len(measured) == 1 + len(ATTRIBUTES) + 3 + 1 + 2 + 2
     assert all(g.met for g in measured), [g.name for g in measured if not g.met]
     assert {g.name for g in goals if g.verdict == "not measured"} == {
         "free wording, all attributes", "free wording, worst", "codec PSNR",
@@ -263,6 +264,23 @@ def test_only_the_last_chunk_counts_for_drift() -> None:
         return shots
 
     assert goal(goals_of(run(recovering, films, drift=True)), "drift in ten shots, worst").met is True
+
+
+def test_what_every_shot_loses_by_its_end_is_no_drift_of_last_chunks() -> None:
+    films = Films()
+    films.reader.looks_at = 0
+
+    def fading(story: Story) -> list[Frames]:
+        shots = films.play(as_asked)(story)
+        for k in (0, -1):
+            shots[k][-12:] = films.frames(*wrong_colors(story, k % len(shots)), 12)
+        return shots
+
+    report = run(fading, films, drift=True)
+    goals = goals_of(report)
+    assert report.row("model", "end of shot 1").scores["color"].mean == 0
+    assert goal(goals, "drift in ten shots, worst").met is False
+    assert goal(goals, "drift of last chunks, worst").met is True
 
 
 class _Session:

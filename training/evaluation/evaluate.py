@@ -60,7 +60,7 @@ LAST_CHUNK = 4 * TINY.chunk_frames
 """Pixel frames of a shot's last chunk."""
 
 MODEL, PARAPHRASED, RENDERS, CODEC = "model", "model, free wording", "renders", "codec"
-DRIFT, WORDING = "drift", "free wording"
+DRIFT, DRIFT_OF_CHUNKS, WORDING = "drift", "drift of last chunks", "free wording"
 Progress = Callable[[int, int], None]
 """Called with (stories done, stories in all) over all sources."""
 Observer = Callable[[str, Story, list[Frames]], None]
@@ -149,7 +149,10 @@ def measure(sources: Mapping[str, FramesOfStories], stories: Sequence[Story], *,
         axes.append(story_axes(source, films, (paces or {}).get(source, ()), seed))
     report = Report(tuple(rows), len(stories), seed, reader.note, axes=tuple(axes))
     for source in drift_sources if drift else ():
-        ends = [tally_ends(read_ends(story, shots, reader)) for story, shots in played(source, drift)]
+        ends = []
+        for story, shots in played(source, drift):
+            first, last = tally_ends(read_ends(story, shots, reader))
+            ends.append((first, tally_ends(read_ends(story, shots, reader, chunks=True))[0], last))
         report = _with_drift(report, source, drift, ends)
     return report
 
@@ -201,13 +204,15 @@ def read_story(story: Story, shots: Sequence[Frames], reader: Reader) -> StoryRe
     return StoryReading(story, tuple(reader.read_shot(s) for s in shots), found, asked, hidden)
 
 
-def read_ends(story: Story, shots: Sequence[Frames], reader: Reader) -> StoryReading:
-    """Reads the first shot and the last chunk of the last one, as a story of these two."""
+def read_ends(story: Story, shots: Sequence[Frames], reader: Reader, *, chunks: bool = False) -> StoryReading:
+    """Reads the first shot and the last chunk of the last one, as a story of these two; with `chunks` the last chunk of
+    the first shot as well, of which a chunk shows less than the whole shot does.
+    """
     first, last = shots[0], shots[-1]
-    start = max(0, len(last) - LAST_CHUNK)
-    hidden = (unseen(story, 0, range(len(first))), unseen(story, len(shots) - 1, range(start, len(last))))
+    begin, start = max(0, len(first) - LAST_CHUNK) if chunks else 0, max(0, len(last) - LAST_CHUNK)
+    hidden = (unseen(story, 0, range(begin, len(first))), unseen(story, len(shots) - 1, range(start, len(last))))
     ends = replace(story, shots=(story.shots[0], story.shots[-1]))
-    return StoryReading(ends, (reader.read_shot(first), reader.read_shot(last[start:])), (), (), hidden)
+    return StoryReading(ends, (reader.read_shot(first[begin:]), reader.read_shot(last[start:])), (), (), hidden)
 
 
 def _rows(source: str, readings: Sequence[StoryReading], seed: int) -> list[Row]:
@@ -221,10 +226,15 @@ def _rows(source: str, readings: Sequence[StoryReading], seed: int) -> list[Row]
     return rows
 
 
-def _with_drift(report: Report, source: str, stories: Sequence[Story], ends: Sequence[tuple[Tallies, Tallies]]
-                ) -> Report:  # fmt: skip
+def _with_drift(
+    report: Report, source: str, stories: Sequence[Story], ends: Sequence[tuple[Tallies, Tallies, Tallies]]
+) -> Report:
+    """ends: of every story its first shot, the last chunk of that, and the last chunk of its last shot."""
     seeds = [story.seed for story in stories]
-    names = ("shot 1", f"end of shot {len(stories[0].shots)}")
-    rows = [make_row(source, name, seeds, [pair[i] for pair in ends], report.seed) for i, name in enumerate(names)]
-    change = paired_change(DRIFT, rows[0], rows[1], report.seed)
-    return with_changes(replace(report, rows=(*report.rows, *rows)), [change])
+    names = ("shot 1", "end of shot 1", f"end of shot {len(stories[0].shots)}")
+    rows = [make_row(source, name, seeds, [all_of[i] for all_of in ends], report.seed) for i, name in enumerate(names)]
+    changes = [
+        paired_change(name, before, rows[2], report.seed)
+        for name, before in zip((DRIFT, DRIFT_OF_CHUNKS), rows[:2], strict=True)
+    ]
+    return with_changes(replace(report, rows=(*report.rows, *rows)), changes)
