@@ -19,13 +19,14 @@ from shotstream.runtime.model.cache import RecordingKeys
 from shotstream.runtime.model.rollout import ShotConditions, chunk_pass
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
-from shotstream.training.data.teacher_data import Phase, draw_sample
+from shotstream.training.data.teacher_data import Phase, batch_of, draw_sample
 from shotstream.training.method import coupled
 from shotstream.training.method.clean_history import behind_clean_history
 from shotstream.training.method.conditioning import Conditioning
 from shotstream.training.method.coupled import chosen_offset, coupled_loss
 from shotstream.training.method.draws import TorchDraws
 from shotstream.training.recipe import Recipe
+from shotstream.training.stages import coupled as stage_module
 from shotstream.training.stages.coupled import CoupledRecipe
 from shotstream.training.stages.teacher import compile_blocks
 
@@ -225,3 +226,64 @@ def test_a_single_picture_with_choices_is_any_latent_of_the_first_chunk_at_its_o
         assert len(sample.routing.flags) == len(sample.positions) == 3
         seen.add(latent)
     assert seen == {0, 1, 2}
+
+
+def test_a_steered_sample_shows_another_shot_until_its_caption_comes() -> None:
+    stories, rng, begun = Stories(), np.random.default_rng(2), set()
+    drawing = CoupledRecipe(steered=1.0).drawing
+    clips = {(s, k): stories.clip(s, k, 6) for s in range(len(stories)) for k in range(stories.shots(s))}
+    samples = [draw_sample([stories], drawing, Phase(1, 1, 6, 6), rng, CONFIG) for _ in range(12)]
+    for sample in samples:
+        story, shot = (int(n) for n in sample.captions[-1].split())
+        before = [s for s in range(stories.shots(story)) if torch.equal(clips[story, s][:3], sample.target[:3])]
+        assert before
+        assert before != [shot]
+        assert torch.equal(sample.target[3:], clips[story, shot][3:])
+        begun.add(sample.begins)
+    assert begun == {3}
+    assert torch.equal(batch_of(samples).asked, torch.tensor([[0.0, 0, 0, 1, 1, 1]] * 12))
+    plain = draw_sample([stories], CoupledRecipe(steered=1.0).drawing, Phase(1, 1, 3, 6), rng, CONFIG)
+    assert plain.begins == 0, "a single chunk has nothing before it"
+
+
+def test_a_story_of_one_shot_is_not_steered() -> None:
+    class Single(Stories):
+        def shots(self, story: int) -> int:
+            return 1
+
+    drawing = CoupledRecipe(steered=1.0, first_shot=1.0).drawing
+    sample = draw_sample([Single()], drawing, Phase(1, 1, 6, 6), np.random.default_rng(0), CONFIG)
+    assert sample.begins == 0
+    assert batch_of([sample]).asked.all()
+
+
+def test_what_is_not_asked_for_has_no_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands in the latents before the caption comes, as a target they do not count."""
+    weights: list[Tensor] = []
+
+    def noted(model: Any, schedule: Any, clip: Any, steps: Any, given: Any, numbers: Any, weight: Tensor, *rest: Any,
+              **more: Any) -> Any:  # fmt: skip
+        weights.append(weight)
+        return coupled_loss(model, schedule, clip, steps, given, numbers, weight, *rest, **more)
+
+    monkeypatch.setattr(stage_module, "coupled_loss", noted)
+    stage = make_stage("coupled", tmp_path, ALONE, phases=(Phase(1, 4, 6, 6),), steered=1.0)
+    stage.step(0, 1.0)
+    (weight,) = weights
+    assert not weight[:, :3].any()
+    assert (weight[:, 3:] >= 1).all()
+
+
+def test_a_recipe_may_set_the_students_steps(tmp_path: Path) -> None:
+    stage = make_stage("coupled", tmp_path, ALONE, nominal_steps=(1000, 200))
+    assert stage.model.config.nominal_steps == (1000, 200)
+    assert torch.equal(stage.steps, SCHEDULE.warp((1000, 200)))
+    assert make_stage("coupled", tmp_path, ALONE).model.config.nominal_steps == CONFIG.nominal_steps
+    with pytest.raises(UserError, match="nominal_steps"):
+        make_stage("coupled", tmp_path, ALONE, nominal_steps=(200, 1000))
+
+
+@pytest.mark.parametrize("frames", [1, 3, 6])
+def test_all_lengths_are_played(tmp_path: Path, frames: int) -> None:
+    stage = make_stage("coupled", tmp_path, ALONE, phases=(Phase(1, 2, frames, 6),), played=1.0)
+    assert any(name.startswith(f"picture_6+{frames}_exit") for name in stage.step(0, 1.0))

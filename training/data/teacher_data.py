@@ -37,8 +37,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How samples are drawn: shares of dropped text, dropped history, first shots and freely worded captions; and
-    whether they come with their choices.
+    """How samples are drawn: shares of dropped text, dropped history, first shots and freely worded captions, whether
+    samples come with their choices, and the share of steered ones among those of several chunks.
     """
 
     text_drop: float
@@ -46,6 +46,7 @@ class Drawing:
     first_shot: float
     paraphrase: float
     choices: bool = False
+    steered: float = 0.0
 
 
 def phase_at(phases: Sequence[Phase], step: int) -> Phase:
@@ -61,7 +62,8 @@ def phase_at(phases: Sequence[Phase], step: int) -> Phase:
 class Sample:
     """One training sample: clean target ``[F, C, H, W]`` and context latents, rotary positions of all frames (context
     first), routing of the same frames, its list of captions, the parts seen in the target, uint8
-    ``[F, H, W, parts]``, and its choices (`TrainingStories.choices`), if they were asked for.
+    ``[F, H, W, parts]``, and its choices (`TrainingStories.choices`), if they were asked for. Of a steered one the
+    latents before ``begins`` are those of another shot of the story: what was shown when the caption came.
     """
 
     target: Tensor
@@ -72,12 +74,14 @@ class Sample:
     text_dropped: bool
     parts: Tensor
     choices: Tensor | None = None
+    begins: int = 0
 
 
 @dataclass(frozen=True)
 class Batch:
     """Stacked samples: latents, captions of all samples as one list with a mask ``[N, 1, 1]`` of those kept, and per
     frame (context first) flags, caption rows and positions, ``[B, F]`` each. Choices ``[B, N]`` if samples have them.
+    ``asked [B, F]`` is 0 for target latents that are not to be predicted, else 1.
     """
 
     target: Tensor
@@ -89,6 +93,7 @@ class Batch:
     positions: Tensor
     parts: Tensor
     choices: Tensor | None
+    asked: Tensor
 
     def conditioning(self, rows_NLD: Tensor) -> Conditioning:
         """Where the embedded captions are, what the samples are generated from."""
@@ -117,7 +122,7 @@ def draw_sample(
     """
     data, story, shot, wording, text_dropped = _draw_target(sources, drawing, phase, rng)
     slots = config.context_frames
-    first = 0
+    first = begins = 0
     if phase.frames == 1 and drawing.choices and data.latents(story, shot):
         first = int(rng.integers(min(config.chunk_frames, data.latents(story, shot))))
         target, parts = data.clip(story, shot, first + 1)[-1:], data.clip_parts(story, shot, first + 1)[-1:]
@@ -126,6 +131,8 @@ def draw_sample(
         target, parts = data.single(story, shot, position)[None], data.single_parts(story, shot, position)[None]
     else:
         target, parts = data.clip(story, shot, phase.frames), data.clip_parts(story, shot, phase.frames)
+        if phase.frames > config.chunk_frames and rng.random() < drawing.steered:
+            target, begins = _steered(data, story, shot, target, config.chunk_frames, rng)
     chosen = sorted(rng.choice(slots, min(phase.context, slots), replace=False).tolist())
     frames = (*chosen, *range(slots, slots + phase.frames))
     positions = (*chosen, *range(slots + first, slots + first + phase.frames))
@@ -136,7 +143,7 @@ def draw_sample(
         routing = Routing((0,) * len(chosen) + (1,) * phase.frames, (0,) * len(frames))
         empty = target.new_zeros(len(chosen), *target.shape[1:])
         captions = data.captions(story, [shot], wording)
-        return Sample(target, empty, positions, routing, captions, text_dropped, parts, choices)
+        return Sample(target, empty, positions, routing, captions, text_dropped, parts, choices, begins)
     context, context_shots = data.context(story, shot, slots)
     whole = route_frames(context_shots, phase.frames, shot, shot + 1, context_frames=slots)
     routing = Routing(tuple(whole.flags[f] for f in frames), tuple(whole.captions[f] for f in frames))
@@ -144,7 +151,19 @@ def draw_sample(
     read = sorted(set(routing.captions))
     routing = Routing(routing.flags, tuple(read.index(row) for row in routing.captions))
     captions = data.captions(story, read, wording)
-    return Sample(target, context[chosen], positions, routing, captions, text_dropped, parts, choices)
+    return Sample(target, context[chosen], positions, routing, captions, text_dropped, parts, choices, begins)
+
+
+def _steered(
+    data: TrainingStories, story: int, shot: int, target: Tensor, chunk: int, rng: np.random.Generator
+) -> tuple[Tensor, int]:
+    """The clip behind another shot's beginning, as an event finds it, and the latent from which on it is its own."""
+    others = [s for s in range(data.shots(story)) if s != shot and data.latents(story, s) >= len(target)]
+    if not others:
+        return target, 0
+    before = data.clip(story, others[int(rng.integers(len(others)))], len(target))
+    begins = chunk * int(rng.integers(1, len(target) // chunk))
+    return torch.cat([before[:begins], target[begins:]]), begins
 
 
 def _draw_target(
@@ -195,4 +214,5 @@ def batch_of(samples: Sequence[Sample], multiple: int = 1) -> Batch:
         torch.tensor([s.positions for s in samples]),
         torch.stack([s.parts for s in samples]),
         None if samples[0].choices is None else torch.stack([s.choices for s in samples if s.choices is not None]),
+        torch.stack([(torch.arange(len(s.target)) >= s.begins).float() for s in samples]),
     )

@@ -43,11 +43,13 @@ def chosen_offset(free_BCPQ: Tensor, choices_BN: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CoupledLoss:
-    """`loss`, and unweighted: `picture`, the squared error of latents, and `motion`, that of each block's change."""
+    """`loss`, and unweighted: `picture`, the squared error of latents, and `motion`, that of each block's change; the
+    `exit_step` of a played input."""
 
     loss: Tensor
     picture: Tensor
     motion: Tensor
+    exit_step: int | None = None
 
 
 def coupled_loss(
@@ -83,6 +85,7 @@ def coupled_loss(
         return behind_clean_history(model, schedule, noisy_BFCHW, t_BF, clip_BFCHW, conditioning, draws).float()
 
     start = noise(draws.target_noise(tuple(clip_BFCHW.shape)))
+    last = None
     if played:
         last, noisy = draws.exit_step(len(steps)), start
         with torch.no_grad():
@@ -99,7 +102,7 @@ def coupled_loss(
     picture = (found - true).square()
     motion = (_change(found, chunk) - _change(true, chunk)).square()
     loss = (picture * weight_BF1HW).mean() + motion_weight * (motion * weight_BF1HW).mean()
-    return CoupledLoss(loss, picture.detach().mean(), motion.detach().mean())
+    return CoupledLoss(loss, picture.detach().mean(), motion.detach().mean(), last)
 
 
 def _change(x0_BFCHW: Tensor, chunk: int) -> Tensor:

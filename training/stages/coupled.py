@@ -34,7 +34,8 @@ SUBJECTS = [i for i, part in enumerate(PARTS) if part == "house" or part not in 
 class CoupledRecipe(RegressionRecipe):
     """Hyper-parameters. ``offset`` is the student's ``noise_offset`` from here on (see ``DiTConfig``). Cells of figures
     and of the house count ``subject_weight`` times more than others, ``motion_weight`` as in `coupled_loss`;
-    ``played`` is the share of steps on single latents and first chunks whose input the student makes itself.
+    ``played`` is the share of steps whose input the student makes itself. ``nominal_steps`` are the student's from here
+    on, none: those it has. ``steered`` is the share of shots whose caption comes when another is being shown.
     """
 
     phases: tuple[Phase, ...] = (Phase(1200, 128, 1, 2), Phase(500, 48, 3, 6), Phase(250, 16, 9, 6))
@@ -42,6 +43,8 @@ class CoupledRecipe(RegressionRecipe):
     subject_weight: float = 2.0
     motion_weight: float = 3.0
     played: float = 0.5
+    steered: float = 0.0
+    nominal_steps: tuple[int, ...] = ()
     first_shot: float = 0.3
     paraphrase: float = 0.5
     text_drop: float = 0.0
@@ -61,7 +64,7 @@ class CoupledRecipe(RegressionRecipe):
     @property
     def drawing(self) -> Drawing:
         """How samples are drawn."""
-        return Drawing(self.text_drop, 0.0, self.first_shot, self.paraphrase, choices=True)
+        return Drawing(self.text_drop, 0.0, self.first_shot, self.paraphrase, True, self.steered)
 
     @property
     def loop(self) -> LoopConfig:
@@ -86,7 +89,8 @@ class CoupledStage(RegressionStage):
                     f"a phase of coupled has frames: {phase.frames}, and the student makes {chunk} at a time; use 1 "
                     f"or a multiple of {chunk}"
                 )
-        student.config = replace(student.config, noise_offset=recipe.offset)
+        steps = recipe.nominal_steps or student.config.nominal_steps
+        student.config = replace(student.config, noise_offset=recipe.offset, nominal_steps=steps)
         super().__init__(recipe, student, text, held_out, vae, team)
         self.recipe, self.sources = recipe, list(sources)
         self.unread = [Unread(source) for source in self.sources]
@@ -98,7 +102,7 @@ class CoupledStage(RegressionStage):
         recipe = self.recipe
         phase, config = phase_at(recipe.phases, index), self.model.config
         parts, rng = self._parts(phase.batch), np.random.default_rng([recipe.seed, 37, index])
-        played = phase.frames <= config.chunk_frames and bool(rng.random() < recipe.played)
+        played = bool(rng.random() < recipe.played)
         samples = draw_samples(self.sources, self.unread, recipe.drawing, phase, rng, config, parts)
 
         def loss_of(part: Part) -> PartLoss:
@@ -112,14 +116,15 @@ class CoupledStage(RegressionStage):
         self._captions += len(batch.captions)
         assert batch.choices is not None
         subjects = batch.parts[..., SUBJECTS].float().sum(-1)[:, :, None].to(self.device) / 255
+        asked = batch.asked[:, :, None, None, None].to(self.device)
         with self.recipe.autocast(self.device):
             rows = embed(batch.captions, self.text) * batch.kept.to(self.device)
             found = coupled_loss(
                 self.model, self.schedule, batch.target.to(self.device), self.steps, batch.conditioning(rows),
-                batch.choices.to(self.device), 1 + self.recipe.subject_weight * subjects, draws,
+                batch.choices.to(self.device), asked * (1 + self.recipe.subject_weight * subjects), draws,
                 motion_weight=self.recipe.motion_weight, played=played,
             )  # fmt: skip
-        kind = f"{phase.context}+{phase.frames}{'_played' if played else ''}"
+        kind = f"{phase.context}+{phase.frames}{'' if found.exit_step is None else f'_exit{found.exit_step}'}"
         return PartLoss(found.loss, {f"picture_{kind}": found.picture, f"motion_{kind}": found.motion}, weight)
 
     def work(self, index: int) -> Work:
@@ -133,7 +138,5 @@ class CoupledStage(RegressionStage):
 def passes(sample: Geometry, played: float) -> list[Pass]:
     """What a step computes: the regression's masked pass, and the expected number before it that make its input."""
     trained = sample.ode(clean_history=sample.frames > sample.config.chunk_frames)
-    if sample.frames > sample.config.chunk_frames:
-        return [trained]
     before = played * (len(sample.config.nominal_steps) - 1) / 2
     return [trained, replace(trained, trained=False, times=before)]
