@@ -154,6 +154,44 @@ def test_weights_count_cells_and_motion_counts_change() -> None:
     assert found(half, 0.0)[0] < 0.8 * picture
 
 
+def test_of_several_pictures_the_likeliest_is_drawn_with_huber_and_their_mean_without() -> None:
+    likely, other = torch.zeros(1, 3, 4, 2, 2), torch.ones(1, 3, 4, 2, 2)
+    shares = [i / 20 for i in range(21)]
+
+    def best(huber: float) -> float:
+        def cost(share: float) -> float:
+            drawn = share * other
+            return sum(
+                float(coupled._counted((drawn - true).square(), huber).mean()) for true in (likely, likely, other)
+            )
+
+        return min(shares, key=cost)
+
+    assert best(0.0) == pytest.approx(1 / 3, abs=0.05)
+    assert best(0.01) == 0
+
+
+def test_with_huber_a_cell_counts_by_the_length_of_its_error_and_change_as_before() -> None:
+    model, clip, given = case(3)
+    weight, numbers = torch.rand(1, 3, 1, 4, 4), torch.zeros(1, 0)
+    with_change, without = (
+        coupled_loss(
+            model, SCHEDULE, clip, STEPS, given, numbers, weight, Watched([0]), motion_weight=m, played=False, huber=0.2
+        ).loss
+        for m in (2.0, 0.0)
+    )
+    plain, still = (
+        coupled_loss(
+            model, SCHEDULE, clip, STEPS, given, numbers, weight, Watched([0]), motion_weight=m, played=False
+        ).loss
+        for m in (2.0, 0.0)
+    )
+    assert float(with_change - without) == pytest.approx(float(plain - still), rel=1e-4)
+    square = torch.full((1, 3, 4, 4, 4), 0.3) ** 2
+    assert coupled._counted(square, 0.4).shape == (1, 3, 1, 4, 4)
+    assert torch.allclose(coupled._counted(square, 0.4), torch.tensor(0.1))
+
+
 def test_a_single_picture_sits_at_its_own_place_in_time() -> None:
     model, clip, given = case(1)
     few = replace(

@@ -64,13 +64,17 @@ def coupled_loss(
     *,
     motion_weight: float,
     played: bool,
+    huber: float = 0.0,
 ) -> CoupledLoss:
     """From every block of a true clip at one of the student's noise levels, behind the true blocks before it, predict
     that block; the noise knows the choices. Pure noise is drawn twice as often as any other level.
 
     steps: the student's timesteps, falling, without 0. weight_BF1HW: how much a cell's error counts. motion_weight: how
     much the error of each block's deviation from its mean over time counts. played: instead of noised truth, the
-    input is what the student itself has made of pure noise, up to a step that is the same for all.
+    input is what the student itself has made of pure noise, up to a step that is the same for all. huber: above 0 a
+    cell's error, but for its change, counts as its length, rounded off below this, and not as its square: where several
+    pictures are likely the answer is then one of them rather than their mean (pseudo-Huber metric; Song and Dhariwal,
+    "Improved techniques for training consistency models", 2023).
     Raises ValueError if frames are not whole blocks.
     """
     config = model.config
@@ -101,8 +105,15 @@ def coupled_loss(
     found, true = predicted(noisy, t_BF), clip_BFCHW.float()
     picture = (found - true).square()
     motion = (_change(found, chunk) - _change(true, chunk)).square()
-    loss = (picture * weight_BF1HW).mean() + motion_weight * (motion * weight_BF1HW).mean()
+    loss = (_counted(picture, huber) * weight_BF1HW).mean() + motion_weight * (motion * weight_BF1HW).mean()
     return CoupledLoss(loss, picture.detach().mean(), motion.detach().mean(), last)
+
+
+def _counted(square_BFCHW: Tensor, huber: float) -> Tensor:
+    """What a cell's squared errors count: themselves, or with `huber` their root over all channels."""
+    if not huber:
+        return square_BFCHW
+    return (square_BFCHW.mean(dim=2, keepdim=True) + huber**2).sqrt() - huber
 
 
 def _change(x0_BFCHW: Tensor, chunk: int) -> Tensor:

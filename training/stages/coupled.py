@@ -36,6 +36,7 @@ class CoupledRecipe(RegressionRecipe):
     and of the house count ``subject_weight`` times more than others, ``motion_weight`` as in `coupled_loss`;
     ``played`` is the share of steps whose input the student makes itself. ``nominal_steps`` are the student's from here
     on, none: those it has. ``steered`` is the share of shots whose caption comes when another is being shown.
+    ``huber`` as in `coupled_loss`.
     """
 
     phases: tuple[Phase, ...] = (Phase(1200, 128, 1, 2), Phase(500, 48, 3, 6), Phase(250, 16, 9, 6))
@@ -44,6 +45,7 @@ class CoupledRecipe(RegressionRecipe):
     motion_weight: float = 3.0
     played: float = 0.5
     steered: float = 0.0
+    huber: float = 0.0
     nominal_steps: tuple[int, ...] = ()
     first_shot: float = 0.3
     paraphrase: float = 0.5
@@ -122,7 +124,7 @@ class CoupledStage(RegressionStage):
             found = coupled_loss(
                 self.model, self.schedule, batch.target.to(self.device), self.steps, batch.conditioning(rows),
                 batch.choices.to(self.device), asked * (1 + self.recipe.subject_weight * subjects), draws,
-                motion_weight=self.recipe.motion_weight, played=played,
+                motion_weight=self.recipe.motion_weight, played=played, huber=self.recipe.huber,
             )  # fmt: skip
         kind = f"{phase.context}+{phase.frames}{'' if found.exit_step is None else f'_exit{found.exit_step}'}"
         return PartLoss(found.loss, {f"picture_{kind}": found.picture, f"motion_{kind}": found.motion}, weight)
