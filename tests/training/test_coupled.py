@@ -186,7 +186,7 @@ def test_with_huber_a_cell_counts_by_the_length_of_its_error_and_change_as_befor
         ).loss
         for m in (2.0, 0.0)
     )
-    assert float(with_change - without) == pytest.approx(float(plain - still), rel=1e-4)
+    assert (with_change - without).item() == pytest.approx((plain - still).item(), rel=1e-4)
     square = torch.full((1, 3, 4, 4, 4), 0.3) ** 2
     assert coupled._counted(square, 0.4).shape == (1, 3, 1, 4, 4)
     assert torch.allclose(coupled._counted(square, 0.4), torch.tensor(0.1))
