@@ -151,7 +151,9 @@ def test_weights_count_cells_and_motion_counts_change() -> None:
     assert found(3 * ones, 2.0)[0] == pytest.approx(3 * (picture + 2 * motion))
     half = ones.clone()
     half[..., 2:, :] = 0
-    assert found(half, 0.0)[0] < 0.8 * picture
+    counted = found(half, 0.0)
+    assert counted[0] < 0.8 * picture
+    assert counted[1] == pytest.approx(2 * counted[0]), "what has no weight is in no figure"
 
 
 def test_of_several_pictures_the_likeliest_is_drawn_with_huber_and_their_mean_without() -> None:
@@ -212,6 +214,12 @@ def test_a_single_picture_sits_at_its_own_place_in_time() -> None:
 @pytest.mark.parametrize("changes", [{"offset": 0.0}, {"offset": 1.5}, {"phases": ()}], ids=str)
 def test_a_recipe_without_an_offset_or_phases_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(UserError, match="at least one phase and an offset above 0"):
+        CoupledRecipe(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", [{"played": 1.5}, {"steered": -0.1}, {"huber": -1.0}], ids=str)
+def test_shares_beyond_one_and_lengths_below_zero_are_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"shares from 0 to 1.* huber is 0 or more"):
         CoupledRecipe(**changes)  # type: ignore[arg-type]
 
 

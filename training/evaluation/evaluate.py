@@ -151,8 +151,8 @@ def measure(sources: Mapping[str, FramesOfStories], stories: Sequence[Story], *,
     for source in drift_sources if drift else ():
         ends = []
         for story, shots in played(source, drift):
-            first, last = tally_ends(read_ends(story, shots, reader))
-            ends.append((first, tally_ends(read_ends(story, shots, reader, chunks=True))[0], last))
+            (whole, last), (chunk, _) = (tally_ends(read) for read in read_ends(story, shots, reader))
+            ends.append((whole, chunk, last))
         report = _with_drift(report, source, drift, ends)
     return report
 
@@ -204,15 +204,20 @@ def read_story(story: Story, shots: Sequence[Frames], reader: Reader) -> StoryRe
     return StoryReading(story, tuple(reader.read_shot(s) for s in shots), found, asked, hidden)
 
 
-def read_ends(story: Story, shots: Sequence[Frames], reader: Reader, *, chunks: bool = False) -> StoryReading:
-    """Reads the first shot and the last chunk of the last one, as a story of these two; with `chunks` the last chunk of
-    the first shot as well, of which a chunk shows less than the whole shot does.
+def read_ends(story: Story, shots: Sequence[Frames], reader: Reader) -> tuple[StoryReading, StoryReading]:
+    """The last chunk of the last shot behind the first shot, as a story of these two; and behind that shot's own last
+    chunk, of which as much is to be seen.
     """
-    first, last = shots[0], shots[-1]
-    begin, start = max(0, len(first) - LAST_CHUNK) if chunks else 0, max(0, len(last) - LAST_CHUNK)
-    hidden = (unseen(story, 0, range(begin, len(first))), unseen(story, len(shots) - 1, range(start, len(last))))
     ends = replace(story, shots=(story.shots[0], story.shots[-1]))
-    return StoryReading(ends, (reader.read_shot(first[begin:]), reader.read_shot(last[start:])), (), (), hidden)
+    first, last = shots[0], shots[-1]
+    start = max(0, len(last) - LAST_CHUNK)
+    read, hidden = reader.read_shot(last[start:]), unseen(story, len(shots) - 1, range(start, len(last)))
+
+    def behind(begin: int) -> StoryReading:
+        before = unseen(story, 0, range(begin, len(first)))
+        return StoryReading(ends, (reader.read_shot(first[begin:]), read), (), (), (before, hidden))
+
+    return behind(0), behind(max(0, len(first) - LAST_CHUNK))
 
 
 def _rows(source: str, readings: Sequence[StoryReading], seed: int) -> list[Row]:

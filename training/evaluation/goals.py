@@ -63,9 +63,8 @@ def goals_of(report: Report, model: str = "model", *, teacher: str | None = None
         measured = {name: row.scores[metric] for name, row in others.items() if row and metric in row.scores}
         figure = held_out.scores.get(metric) if held_out else None
         goals.append(Goal(_NAMES.get(metric, f"  {metric}"), figure, measured, _AIMS[metric]))
-    for name, kind in (("drift in ten shots", "drift"), ("drift of last chunks", "drift of last chunks")):
-        truth = report.change(kind, "renders")
-        goals += _change_goals(name, report.change(kind, model), -DRIFT_POINTS, truth)
+    for kind, name in (("drift", "drift in ten shots"), ("drift of last chunks", "drift of last chunks")):
+        goals += _change_goals(name, report.change(kind, model), -DRIFT_POINTS, report.change(kind, "renders"))
     goals += _change_goals("free wording", _from(report, "free wording", model), -WORDING_POINTS)
     if teacher is not None:
         change = next((c for c in report.changes if (c.before, c.after) == (teacher, model)), None)

@@ -43,8 +43,8 @@ def chosen_offset(free_BCPQ: Tensor, choices_BN: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CoupledLoss:
-    """`loss`, and unweighted: `picture`, the squared error of latents, and `motion`, that of each block's change; the
-    `exit_step` of a played input."""
+    """`loss`, and unweighted but for cells of weight 0: `picture`, the squared error of latents, and `motion`, that of
+    each block's change; the `exit_step` of a played input."""
 
     loss: Tensor
     picture: Tensor
@@ -106,7 +106,8 @@ def coupled_loss(
     picture = (found - true).square()
     motion = (_change(found, chunk) - _change(true, chunk)).square()
     loss = (_counted(picture, huber) * weight_BF1HW).mean() + motion_weight * (motion * weight_BF1HW).mean()
-    return CoupledLoss(loss, picture.detach().mean(), motion.detach().mean(), last)
+    asked = (weight_BF1HW > 0).expand_as(picture)
+    return CoupledLoss(loss, picture.detach()[asked].mean(), motion.detach()[asked].mean(), last)
 
 
 def _counted(square_BFCHW: Tensor, huber: float) -> Tensor:

@@ -62,11 +62,16 @@ class CoupledRecipe(RegressionRecipe):
         super().__post_init__()
         if not self.phases or not 0 < self.offset <= 1:
             raise UserError(f"coupled has at least one phase and an offset above 0 and up to 1, not {self.offset}")
+        if not (0 <= self.played <= 1 and 0 <= self.steered <= 1 and self.huber >= 0):
+            raise UserError(
+                f"played and steered of coupled are shares from 0 to 1, not {self.played} and {self.steered}, "
+                f"and huber is 0 or more, not {self.huber}"
+            )
 
     @property
     def drawing(self) -> Drawing:
         """How samples are drawn."""
-        return Drawing(self.text_drop, 0.0, self.first_shot, self.paraphrase, True, self.steered)
+        return Drawing(self.text_drop, 0.0, self.first_shot, self.paraphrase, choices=True, steered=self.steered)
 
     @property
     def loop(self) -> LoopConfig:
