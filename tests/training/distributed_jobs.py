@@ -83,6 +83,9 @@ class Stories:
     def latents(self, story: int, shot: int) -> int:
         return 6
 
+    def camera_moves(self, story: int, shot: int) -> bool:
+        return shot % 2 == 1
+
     def singles(self, story: int, shot: int) -> int:
         return 3
 

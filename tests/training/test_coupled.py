@@ -27,8 +27,9 @@ from shotstream.training.method.coupled import chosen_offset, coupled_loss
 from shotstream.training.method.draws import TorchDraws
 from shotstream.training.recipe import Recipe
 from shotstream.training.stages import coupled as stage_module
-from shotstream.training.stages.coupled import CoupledRecipe
+from shotstream.training.stages.coupled import SUBJECTS, USUAL_SHARE, CoupledRecipe
 from shotstream.training.stages.teacher import compile_blocks
+from shotstream.training.world.parts import PARTS
 
 CONFIG = DiTConfig(
     dim=32, heads=2, ffn_dim=48, layers=2, channels=4, text_len=6, text_dim=16, shift=3.0, noise_offset=0.5
@@ -217,7 +218,7 @@ def test_a_recipe_without_an_offset_or_phases_is_refused(changes: dict[str, obje
         CoupledRecipe(**changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("changes", [{"played": 1.5}, {"steered": -0.1}, {"huber": -1.0}], ids=str)
+@pytest.mark.parametrize("changes", [{"played": 1.5}, {"steered": -0.1}, {"still": 0.0}, {"huber": -1.0}], ids=str)
 def test_shares_beyond_one_and_lengths_below_zero_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(UserError, match=r"shares from 0 to 1.* huber is 0 or more"):
         CoupledRecipe(**changes)  # type: ignore[arg-type]
@@ -303,8 +304,20 @@ def test_a_story_of_one_shot_is_not_steered() -> None:
     assert batch_of([sample]).asked.all()
 
 
-def test_what_is_not_asked_for_has_no_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever stands in the latents before the caption comes, as a target they do not count."""
+def test_fewer_shots_with_a_still_camera_are_taken() -> None:
+    def moving(still: float) -> float:
+        drawing, rng = CoupledRecipe(still=still).drawing, np.random.default_rng(3)
+        drawn = (draw_sample([stories], drawing, Phase(1, 1, 3, 6), rng, CONFIG) for _ in range(300))
+        return sum(stories.camera_moves(*map(int, sample.captions[-1].split())) for sample in drawn) / 300
+
+    stories = Stories()
+    usual = moving(1.0)
+    assert moving(0.25) == pytest.approx(usual / (usual + 0.25 * (1 - usual)), abs=0.07)
+    assert usual < moving(0.25) - 0.15
+
+
+def weights_of(monkeypatch: pytest.MonkeyPatch, stage: Any) -> Tensor:
+    """How much the cells of a step's batch count."""
     weights: list[Tensor] = []
 
     def noted(model: Any, schedule: Any, clip: Any, steps: Any, given: Any, numbers: Any, weight: Tensor, *rest: Any,
@@ -313,11 +326,29 @@ def test_what_is_not_asked_for_has_no_gradient(tmp_path: Path, monkeypatch: pyte
         return coupled_loss(model, schedule, clip, steps, given, numbers, weight, *rest, **more)
 
     monkeypatch.setattr(stage_module, "coupled_loss", noted)
-    stage = make_stage("coupled", tmp_path, ALONE, phases=(Phase(1, 4, 6, 6),), steered=1.0)
     stage.step(0, 1.0)
     (weight,) = weights
+    return weight
+
+
+def test_what_is_not_asked_for_has_no_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands in the latents before the caption comes, as a target they do not count."""
+    weight = weights_of(monkeypatch, make_stage("coupled", tmp_path, ALONE, phases=(Phase(1, 4, 6, 6),), steered=1.0))
     assert not weight[:, :3].any()
     assert (weight[:, 3:] >= 1).all()
+
+
+def test_small_subjects_count_as_much_as_large_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parts(self: Stories, story: int, shot: int, frames: int) -> Tensor:
+        shares = torch.zeros(frames, 4, 4, len(PARTS), dtype=torch.uint8)
+        shares[:, : 1 + 2 * (shot % 2), :2, SUBJECTS[0]] = 255  # an eighth, or three eighths
+        return shares
+
+    monkeypatch.setattr(Stories, "clip_parts", parts)
+    stage = make_stage("coupled", tmp_path, ALONE, phases=(Phase(1, 8, 3, 6),), subject_weight=2.0)
+    weight = weights_of(monkeypatch, stage)
+    torch.testing.assert_close(weight.mean((1, 2, 3, 4)), torch.full((8,), 1 + 2 * USUAL_SHARE))
+    assert len(weight.amax((1, 2, 3, 4)).unique()) == 2, "cells of the small one count more"
 
 
 def test_a_recipe_may_set_the_students_steps(tmp_path: Path) -> None:

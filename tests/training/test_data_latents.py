@@ -64,6 +64,7 @@ def test_stories_keep_their_own_numbers_of_shots_and_frames(data: VideoLatents) 
     assert data.clip(0, 0, 2).shape == (2, 32, 10, 16)
     assert data.clip(0, 2, 5).shape == (3, 32, 10, 16)  # all it has
     assert data.single(1, 0, data.singles(1, 0) - 1).shape == (32, 10, 16)
+    assert data.camera_moves(1, 0), "nobody knows"
 
 
 def test_the_context_is_chosen_by_the_lengths_of_the_shots(data: VideoLatents) -> None:

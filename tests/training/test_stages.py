@@ -77,6 +77,16 @@ def teacher(run: Path, recipe: TeacherRecipe = TEACHER) -> TeacherStage:
     return TeacherStage(recipe, [pipeline._data(), images], pipeline._held_out(), pipeline._text(), pipeline._codec())
 
 
+def test_stories_tell_where_the_camera_moves(run: Path) -> None:
+    stories = LatentStories(run / "latents", RECIPE.latents)
+    stories.seeds = list(range(20))
+    told = {(s, k): stories.camera_moves(s, k) for s in range(len(stories)) for k in range(stories.shots(s))}
+    words = ("camera", "pan", "zoom", "push")
+    for (story, shot), moves in told.items():
+        assert moves == any(word in stories.captions(story, [shot], None)[0] for word in words)
+    assert 5 <= sum(told.values()) <= 25, "of 60 shots"
+
+
 def test_a_killed_teacher_goes_on_to_exactly_the_same_weights(run: Path, tmp_path: Path) -> None:
     loop = LoopConfig(steps=6, warmup=1, save_every=2, log_every=2, sheet_every=100)
     whole, broken = teacher(run), teacher(run)

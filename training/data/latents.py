@@ -195,6 +195,10 @@ class LatentStories:
     def _nearest(self, frame: int) -> int:
         return min(range(len(self.positions)), key=lambda i: abs(self.positions[i] - frame))
 
+    def camera_moves(self, story: int, shot: int) -> bool:
+        """Whether the camera pans or pushes in."""
+        return _story(self.seeds[story], self.plan.shots).shots[shot].camera != "static"
+
     def choices(self, story: int, shot: int, shown: int, seed: int) -> Tensor:
         """What a shot shows and no caption says, the first ``shown`` shots being known; see :mod:`world.choices`."""
         return torch.from_numpy(choices(_story(self.seeds[story], self.plan.shots), shot, range(shown), seed))

@@ -55,6 +55,10 @@ class TrainingStories(Protocol):
         """Whole captions of the given shots; ``wording`` seeds a paraphrase where there are any."""
         ...
 
+    def camera_moves(self, story: int, shot: int) -> bool:
+        """Whether the camera moves in a shot; true where nobody knows."""
+        ...
+
     def choices(self, story: int, shot: int, shown: int, seed: int) -> Tensor:
         """What a shot shows and no caption says, the first ``shown`` shots being known: ``[N]`` of -1 and 1, NaN where
         there is nothing to choose; none where stories do not tell. ``seed`` decides between several spellings.

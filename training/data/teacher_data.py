@@ -38,7 +38,8 @@ class Phase:
 @dataclass(frozen=True)
 class Drawing:
     """How samples are drawn: shares of dropped text, dropped history, first shots and freely worded captions, whether
-    samples come with their choices, and the share of steered ones among those of several chunks.
+    samples come with their choices, the share of steered ones among those of several chunks, and how many of the shots
+    whose camera stands still are taken, as a share.
     """
 
     text_drop: float
@@ -47,6 +48,7 @@ class Drawing:
     paraphrase: float
     choices: bool = False
     steered: float = 0.0
+    still: float = 1.0
 
 
 def phase_at(phases: Sequence[Phase], step: int) -> Phase:
@@ -176,6 +178,8 @@ def _draw_target(
         text_dropped = bool(rng.random() < drawing.text_drop)
         shots = data.shots(story)
         shot = draw_shot(shots, drawing.first_shot, rng) if phase.context else int(rng.integers(shots))
+        if drawing.still < 1 and not data.camera_moves(story, shot) and rng.random() >= drawing.still:
+            continue
         if phase.frames == 1 or data.latents(story, shot) >= phase.frames:
             return data, story, shot, wording, text_dropped
     raise UserError(f"no shot of {phase.frames} latents was found in {TRIES} draws; train on shorter clips")

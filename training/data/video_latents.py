@@ -95,6 +95,10 @@ class VideoLatents:
         """Whole captions of the given shots; videos have one wording."""
         return [self._stories[story].shots[shot].caption for shot in shots]
 
+    def camera_moves(self, story: int, shot: int) -> bool:
+        """True: a video does not tell."""
+        return True
+
     def choices(self, story: int, shot: int, shown: int, seed: int) -> Tensor:
         """None: a video does not tell what it might have shown."""
         return torch.empty(0)

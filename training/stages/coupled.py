@@ -28,15 +28,18 @@ from shotstream.training.world.parts import PARTS, SCENERY_PARTS
 
 SUBJECTS = [i for i, part in enumerate(PARTS) if part == "house" or part not in SCENERY_PARTS]
 """The parts that a player looks at, and that stories remember."""
+USUAL_SHARE = 0.24
+"""How much of the picture they fill, over all shots; .12 in a wide shot of one hero, .36 in a close-up."""
 
 
 @dataclass(frozen=True)
 class CoupledRecipe(RegressionRecipe):
     """Hyper-parameters. ``offset`` is the student's ``noise_offset`` from here on (see ``DiTConfig``). Cells of figures
-    and of the house count ``subject_weight`` times more than others, ``motion_weight`` as in `coupled_loss`;
+    and of the house count ``subject_weight`` times more than others, and the more the less of the picture they fill: a
+    face matters as much in a wide shot. ``motion_weight`` as in `coupled_loss`;
     ``played`` is the share of steps whose input the student makes itself. ``nominal_steps`` are the student's from here
-    on, none: those it has. ``steered`` is the share of shots whose caption comes when another is being shown.
-    ``huber`` as in `coupled_loss`.
+    on, none: those it has. ``steered`` is the share of shots whose caption comes when another is being shown;
+    ``still`` the share that is taken of the shots whose camera stands still. ``huber`` as in `coupled_loss`.
     """
 
     phases: tuple[Phase, ...] = (Phase(1200, 128, 1, 2), Phase(500, 48, 3, 6), Phase(250, 16, 9, 6))
@@ -45,6 +48,7 @@ class CoupledRecipe(RegressionRecipe):
     motion_weight: float = 3.0
     played: float = 0.5
     steered: float = 0.0
+    still: float = 1.0
     huber: float = 0.0
     nominal_steps: tuple[int, ...] = ()
     first_shot: float = 0.3
@@ -62,16 +66,19 @@ class CoupledRecipe(RegressionRecipe):
         super().__post_init__()
         if not self.phases or not 0 < self.offset <= 1:
             raise UserError(f"coupled has at least one phase and an offset above 0 and up to 1, not {self.offset}")
-        if not (0 <= self.played <= 1 and 0 <= self.steered <= 1 and self.huber >= 0):
+        shares = (self.played, self.steered, self.still)
+        if not (all(0 <= share <= 1 for share in shares) and self.still and self.huber >= 0):
             raise UserError(
-                f"played and steered of coupled are shares from 0 to 1, not {self.played} and {self.steered}, "
-                f"and huber is 0 or more, not {self.huber}"
+                f"played, steered and still of coupled are shares from 0 to 1, still above 0, not {shares}; huber is 0 "
+                f"or more, not {self.huber}"
             )
 
     @property
     def drawing(self) -> Drawing:
         """How samples are drawn."""
-        return Drawing(self.text_drop, 0.0, self.first_shot, self.paraphrase, choices=True, steered=self.steered)
+        return Drawing(
+            self.text_drop, 0.0, self.first_shot, self.paraphrase, choices=True, steered=self.steered, still=self.still
+        )
 
     @property
     def loop(self) -> LoopConfig:
@@ -123,6 +130,7 @@ class CoupledStage(RegressionStage):
         self._captions += len(batch.captions)
         assert batch.choices is not None
         subjects = batch.parts[..., SUBJECTS].float().sum(-1)[:, :, None].to(self.device) / 255
+        subjects = subjects * (USUAL_SHARE / subjects.mean((1, 2, 3, 4), keepdim=True).clamp(min=0.05))
         asked = batch.asked[:, :, None, None, None].to(self.device)
         with self.recipe.autocast(self.device):
             rows = embed(batch.captions, self.text) * batch.kept.to(self.device)

@@ -52,6 +52,9 @@ class Unread:
     def singles(self, story: int, shot: int) -> int:
         return self._stories.singles(story, shot)
 
+    def camera_moves(self, story: int, shot: int) -> bool:
+        return self._stories.camera_moves(story, shot)
+
     def clip(self, story: int, shot: int, frames: int) -> Tensor:
         return torch.empty(frames, 0, 0, 0)
 
