@@ -24,6 +24,7 @@ METRICS: dict[str, str] = {
     "accessory": "a hero wears what the caption says, or nothing",
     "accessory_color": "the accessory has its colour",
     "action": "a hero does what the shot caption says",
+    "action_moving": "the same, in shots whose camera moves",
     "size": "the shot has the size asked for",
     "place": "the place is right",
     "time": "the time of day is right",
@@ -296,7 +297,8 @@ def _tally_shot(read: StoryReading, k: int, counts: _Counter) -> None:
         "time": [reading.of_scene("time") == stage.time] if ("", "time") not in unseen else [],
     }
     done = of_heroes("action", lambda i: shot.actions[i])
-    for metric, hits in (said | {"action": done}).items():
+    moving = [] if shot.camera == "static" else done
+    for metric, hits in (said | {"action": done, "action_moving": moving}).items():
         for hit in hits:
             counts.add(metric, hit)
     right = all(hit for hits in said.values() for hit in hits)
