@@ -127,14 +127,13 @@ def _header(path: Path) -> tuple[int, str]:
 
 
 def _stream_values(codec: TinyVAEConfig, latent_size: tuple[int, int]) -> int:
-    """What a decoder remembers of the last frame: a map per memory block, at one, two and four times the latent.
+    """What a decoder remembers of the last frame: a map per hidden unit, at one, two and four times the latent.
 
     Where noise is reduced over time, the latents too.
     """
     cells = latent_size[0] * latent_size[1]
-    stages = enumerate(zip(codec.decoder_blocks, codec.decoder_channels, strict=True))
     shown = 0 if codec.steady is None else codec.latent_channels * cells
-    return shown + sum(blocks * channels * cells * 4**stage for stage, (blocks, channels) in stages)
+    return shown + sum(sum(units) * cells * 4**stage for stage, units in enumerate(codec.decoder_hidden))
 
 
 def _working_values(config: DiTConfig, codec: TinyVAEConfig, latent_size: tuple[int, int]) -> int:

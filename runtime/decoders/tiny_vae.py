@@ -40,6 +40,8 @@ class TinyVAEConfig:
     `pool` is the average-pooling in front of the encoder and, with the stride of eight, sets the pixels that one
     latent cell covers (`cell`). `encoder_channels` are the widths at strides 2, 4, 8 and after the last time fold;
     `decoder_channels` and `decoder_blocks` the widths and memory blocks at strides 16, 8 and 4 of the full size.
+    `hidden` are the hidden units of all memory blocks, the encoder's four and then the decoder's, where they are not as
+    many as the block's channels; a block of the encoder without any is left out. UserError if they do not fit.
     """
 
     latent_channels: int = 32
@@ -49,6 +51,29 @@ class TinyVAEConfig:
     decoder_blocks: tuple[int, int, int] = (3, 2, 2)
     steady: tuple[float, float, float] | None = None
     """Low, high and least of the noise reduction over time in front of the decoder (`decoders/steady.py`)."""
+    hidden: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        blocks = len(self.encoder_channels) + sum(self.decoder_blocks)
+        wrong = len(self.hidden) != blocks or any(n < 0 for n in self.hidden) or 0 in self.hidden[4:]
+        if self.hidden and wrong:
+            raise UserError(
+                f"a TinyVAE of these sizes has {blocks} memory blocks and as many numbers of hidden units; only those "
+                f"of its encoder, the first four, may be 0: not {self.hidden}"
+            )
+
+    @property
+    def encoder_hidden(self) -> tuple[int, ...]:
+        """Hidden units of the encoder's memory blocks."""
+        a, b, _, d = self.encoder_channels
+        return self.hidden[:4] or (a, b, d, d)
+
+    @property
+    def decoder_hidden(self) -> tuple[tuple[int, ...], ...]:
+        """Hidden units of the decoder's memory blocks, stride by stride."""
+        sizes = zip(self.decoder_blocks, self.decoder_channels, strict=True)
+        left = iter(self.hidden[4:] or [width for count, width in sizes for _ in range(count)])
+        return tuple(tuple(next(left) for _ in range(count)) for count in self.decoder_blocks)
 
     @property
     def cell(self) -> int:
@@ -94,14 +119,14 @@ class MemoryBlock(nn.Module):
     is shifted by one frame. A stream therefore remembers a single feature map per block.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.split = _conv3(channels, 2 * channels)
-        self.mix = _conv3(channels, channels)
-        nn.init.normal_(self.mix.weight, std=0.3 / math.sqrt(9 * channels))
+        self.split = _conv3(channels, 2 * hidden)
+        self.mix = _conv3(hidden, channels)
+        nn.init.normal_(self.mix.weight, std=0.3 / math.sqrt(9 * hidden))
 
     def forward(self, x: Tensor, batch: int, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x [T*B, C, H, W]; `before` [B, C, H, W] is what the frame ahead of x left, None for none.
+        """x [T*B, C, H, W]; `before` [B, hidden, H, W] is what the frame ahead of x left, None for none.
 
         Returns the output and what the last frame leaves (a view; a stream must copy it).
         """
@@ -112,6 +137,10 @@ class MemoryBlock(nn.Module):
         return x + self.mix(F.relu(now + shifted)), left[-batch:]
 
 
+def _block(channels: int, hidden: int) -> MemoryBlock | None:
+    return MemoryBlock(channels, hidden) if hidden else None
+
+
 class Encoder(nn.Module):
     """Pooled pixels to the posterior's mean and log-variance. A linear map of each 8x8x4 patch runs beside the
     convolutions, so that training can start at the PCA of the data."""
@@ -120,27 +149,32 @@ class Encoder(nn.Module):
         super().__init__()
         a, b, c, d = config.encoder_channels
         outputs = 2 * config.latent_channels
+        hidden = config.encoder_hidden
         self.stem = _conv3(4 * _RGB, a)
-        self.block_a = MemoryBlock(a)
+        self.block_a = _block(a, hidden[0])
         self.down_a = nn.Conv2d(a, b, 4, stride=2, padding=1)
         self.fold_a = nn.Conv2d(2 * b, b, 1)
-        self.block_b = MemoryBlock(b)
+        self.block_b = _block(b, hidden[1])
         self.down_b = nn.Conv2d(b, c, 4, stride=2, padding=1)
         self.fold_b = nn.Conv2d(2 * c, d, 1)
-        self.block_c = MemoryBlock(d)
-        self.block_d = MemoryBlock(d)
+        self.block_c = _block(d, hidden[2])
+        self.block_d = _block(d, hidden[3])
         self.head = _conv3(d, outputs)
         self.linear = nn.Conv2d(TIME_FACTOR * _RGB * _STRIDE**2, outputs, 1)
         nn.init.normal_(self.head.weight, std=0.01)
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         """x [T*B, 3, H, W], T a multiple of four -> [T/4*B, 2*latent_channels, H/8, W/8]."""
-        h, _ = self.block_a(self.stem(F.pixel_unshuffle(x, 2)), batch, None)
-        h, _ = self.block_b(self.fold_a(fold_time(self.down_a(h), batch, 2)), batch, None)
-        h, _ = self.block_c(self.fold_b(fold_time(self.down_b(h), batch, 2)), batch, None)
-        h, _ = self.block_d(h, batch, None)
+        h = self._run(self.block_a, self.stem(F.pixel_unshuffle(x, 2)), batch)
+        h = self._run(self.block_b, self.fold_a(fold_time(self.down_a(h), batch, 2)), batch)
+        h = self._run(self.block_c, self.fold_b(fold_time(self.down_b(h), batch, 2)), batch)
+        h = self._run(self.block_d, h, batch)
         patches = fold_time(F.pixel_unshuffle(x, _STRIDE), batch, TIME_FACTOR)
         return self.head(F.relu(h)) + self.linear(patches)
+
+    @staticmethod
+    def _run(block: MemoryBlock | None, h: Tensor, batch: int) -> Tensor:
+        return h if block is None else block(h, batch, None)[0]
 
 
 class Decoder(nn.Module):
@@ -150,16 +184,17 @@ class Decoder(nn.Module):
     def __init__(self, config: TinyVAEConfig) -> None:
         super().__init__()
         a, b, c = config.decoder_channels
+        hidden = config.decoder_hidden
         self._head_shuffle = config.cell // 4
         self._cell = config.cell
         self.stem = _conv3(config.latent_channels, a)
-        self.blocks_a = nn.ModuleList(MemoryBlock(a) for _ in range(config.decoder_blocks[0]))
+        self.blocks_a = nn.ModuleList(MemoryBlock(a, units) for units in hidden[0])
         self.unfold_a = nn.Conv2d(a, 2 * b, 1)
         self.smooth_a = _conv3(b, b)
-        self.blocks_b = nn.ModuleList(MemoryBlock(b) for _ in range(config.decoder_blocks[1]))
+        self.blocks_b = nn.ModuleList(MemoryBlock(b, units) for units in hidden[1])
         self.unfold_b = nn.Conv2d(b, 2 * c, 1)
         self.smooth_b = _conv3(c, c)
-        self.blocks_c = nn.ModuleList(MemoryBlock(c) for _ in range(config.decoder_blocks[2]))
+        self.blocks_c = nn.ModuleList(MemoryBlock(c, units) for units in hidden[2])
         self.head = _conv3(c, _RGB * self._head_shuffle**2)
         self.linear = nn.Conv2d(config.latent_channels, TIME_FACTOR * _RGB * self._cell**2, 1)
         nn.init.normal_(self.head.weight, std=0.01)

@@ -28,7 +28,15 @@ from shotstream.runtime.errors import UserError
 from shotstream.training.data.clips import Clip, ClipPool, ClipSource, PoolConfig, held_out_clip, to_pixels, world_clip
 from shotstream.training.stages.curves import write_curves
 from shotstream.training.stages.optim import MuonAdamW, build_optimizer
-from shotstream.training.stages.vae_checks import Statistics, align_latents, clip_psnr, measure_latents, sample_sheet
+from shotstream.training.stages.vae_checks import (
+    Statistics,
+    align_latents,
+    clip_psnr,
+    measure_latents,
+    sample_sheet,
+    statistics_clips,
+)
+from shotstream.training.stages.vae_idle import without_idle_units
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +52,15 @@ class VAERecipe:
     With `frozen_encoder` only its decoder does, and latents made earlier stay valid; else they drift, and in the end
     are turned back to what they were as far as a linear map can, so that a model of them has little to learn anew.
     Where `vae.decoder_blocks` has more than it, it gets new ones that change nothing at first; its other sizes are its
-    own.
+    own. With `idle_margin`, hidden units that stay as far below firing on all clips of `statistics` are left out in
+    the end.
     """
 
     steps: int = 4000
     minutes: float | None = None
     start: str = ""
     frozen_encoder: bool = False
+    idle_margin: float | None = None
     seed: int = 0
     threads: int = 2
     vae: TinyVAEConfig = dataclasses.field(default_factory=TinyVAEConfig)
@@ -200,7 +210,10 @@ def grown(vae: TinyVAE, wanted: TinyVAEConfig) -> TinyVAE:
     """A codec whose decoder has at least the wanted memory blocks, and that decodes as `vae` does."""
     have = vae.config.decoder_blocks
     a, b, c = (max(pair) for pair in zip(have, wanted.decoder_blocks, strict=True))
-    larger = TinyVAE(dataclasses.replace(vae.config, decoder_blocks=(a, b, c)))
+    sizes = zip((a, b, c), vae.config.decoder_hidden, vae.config.decoder_channels, strict=True)
+    units = [n for count, known, width in sizes for n in (*known, *[width] * (count - len(known)))]
+    hidden = (*vae.config.encoder_hidden, *units) if vae.config.hidden else ()
+    larger = TinyVAE(dataclasses.replace(vae.config, decoder_blocks=(a, b, c), hidden=hidden))
     stacks = (larger.decoder.blocks_a, larger.decoder.blocks_b, larger.decoder.blocks_c)
     for blocks, kept in zip(stacks, have, strict=True):
         for new in list(blocks)[kept:]:
@@ -341,10 +354,13 @@ def run_vae_stage(
         measure_latents(run.vae, source, recipe.statistics, recipe.bfloat16)
     elif not recipe.frozen_encoder:
         align_latents(run.vae, TinyVAE.load(recipe.start), source, recipe.statistics)
-    psnr = clip_psnr(run.vae, held_out)
+    vae = run.vae
+    if recipe.idle_margin is not None:
+        vae = without_idle_units(vae, statistics_clips(source, recipe.statistics), recipe.idle_margin)
+    psnr = clip_psnr(vae, held_out)
     run.log(psnr=float(np.mean(psnr)), psnr_min=min(psnr))
-    sample_sheet(run.vae, held_out, out / "sheet_final.png")
-    run.vae.save(result)
+    sample_sheet(vae, held_out, out / "sheet_final.png")
+    vae.save(result)
     return result
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,12 @@ class Statistics:
     width: int = 256
     importance_clips: int = 6
     importance_power: float = 0.4
+
+
+def statistics_clips(source: ClipSource, statistics: Statistics) -> Iterator[Clip]:
+    """The clips, one at a time."""
+    for n in range(statistics.clips):
+        yield source(_STATISTICS_SEED + n, statistics.frames, statistics.height, statistics.width)
 
 
 @torch.no_grad()
@@ -71,8 +78,7 @@ def measure_latents(vae: TinyVAE, source: ClipSource, statistics: Statistics, bf
     vae.mean.zero_()
     vae.std.fill_(1.0)
     latents = []
-    for n in range(statistics.clips):
-        clip = source(_STATISTICS_SEED + n, statistics.frames, statistics.height, statistics.width)
+    for clip in statistics_clips(source, statistics):
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             latents.append(vae.encode(to_pixels(clip[None])).float())
     z = torch.cat(latents)
@@ -90,8 +96,7 @@ def align_latents(vae: TinyVAE, before: TinyVAE, source: ClipSource, statistics:
     Returns the share of the latents' variance that is still not as before.
     """
     pairs = []
-    for n in range(statistics.clips):
-        clip = source(_STATISTICS_SEED + n, statistics.frames, statistics.height, statistics.width)
+    for clip in statistics_clips(source, statistics):
         video = to_pixels(clip[None])
         pairs.append([codec.encode(video).float().movedim(2, 4).flatten(0, 3) for codec in (vae, before)])
     ours, theirs = (torch.cat(values).double() for values in zip(*pairs, strict=True))
