@@ -271,7 +271,7 @@ def motion(frames: np.ndarray) -> float:
 
 
 def test_the_embedded_model_does_what_it_is_steered_to() -> None:
-    """A standing figure dances; a wide shot goes towards a close-up."""
+    """A standing figure dances; a wide shot becomes a close-up."""
     medium, wide, close = "Medium shot: the red cat", "Wide shot: the red cat", "Close-up: the red cat"
     still = f"{medium} stands still."
     with Runtime("tiny") as runtime:
@@ -279,19 +279,12 @@ def test_the_embedded_model_does_what_it_is_steered_to() -> None:
         stays, nearer = (steered(runtime, f"{wide} stands still.", f"{to} stands still.") for to in (wide, close))
     shown = 9 + 12
     assert np.array_equal(nearer[:shown], stays[:shown])
-    assert red(nearer[-12:]) > 1.3 * red(stays[-12:]) > 0
-
-
-@pytest.mark.xfail(strict=True, reason="the eighth weights end as a mixture of both; the seventh did not (model card)")
-def test_a_wide_shot_becomes_a_close_up_and_one_hero_another() -> None:
-    wide, close, other = (
-        f"{what} stands still."
-        for what in ("Wide shot: the red cat", "Close-up: the red cat", "Close-up: the white rabbit")
-    )
-    with Runtime("tiny") as runtime:
-        stays, nearer = (steered(runtime, wide, to) for to in (wide, close))
-        leaves = steered(runtime, close, other)
     assert red(nearer[-12:]) > 2.5 * red(stays[-12:]) > 0
+
+
+def test_the_embedded_model_is_steered_from_one_hero_to_another() -> None:
+    with Runtime("tiny") as runtime:
+        leaves = steered(runtime, "Close-up: the red cat stands still.", "Close-up: the white rabbit stands still.")
     assert red(leaves[-12:]) < 0.1 * red(leaves[:9])
 
 
