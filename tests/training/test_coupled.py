@@ -27,7 +27,7 @@ from shotstream.training.method.coupled import chosen_offset, coupled_loss
 from shotstream.training.method.draws import TorchDraws
 from shotstream.training.recipe import Recipe
 from shotstream.training.stages import coupled as stage_module
-from shotstream.training.stages.coupled import SUBJECTS, USUAL_SHARE, CoupledRecipe
+from shotstream.training.stages.coupled import SUBJECTS, USUAL_SHARE, CoupledRecipe, subjects_of
 from shotstream.training.stages.teacher import compile_blocks
 from shotstream.training.world.parts import PARTS
 
@@ -341,7 +341,7 @@ def test_what_is_not_asked_for_has_no_gradient(tmp_path: Path, monkeypatch: pyte
 def test_small_subjects_count_as_much_as_large_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def parts(self: Stories, story: int, shot: int, frames: int) -> Tensor:
         shares = torch.zeros(frames, 4, 4, len(PARTS), dtype=torch.uint8)
-        shares[:, : 1 + 2 * (shot % 2), :2, SUBJECTS[0]] = 255  # an eighth, or three eighths
+        shares[:, : 1 + 2 * (shot % 2), :2, SUBJECTS[0][0]] = 255  # an eighth, or three eighths
         return shares
 
     monkeypatch.setattr(Stories, "clip_parts", parts)
@@ -349,6 +349,19 @@ def test_small_subjects_count_as_much_as_large_ones(tmp_path: Path, monkeypatch:
     weight = weights_of(monkeypatch, stage)
     torch.testing.assert_close(weight.mean((1, 2, 3, 4)), torch.full((8,), 1 + 2 * USUAL_SHARE))
     assert len(weight.amax((1, 2, 3, 4)).unique()) == 2, "cells of the small one count more"
+
+
+def test_all_subjects_of_a_shot_count_the_same() -> None:
+    parts = torch.zeros(2, 3, 4, 8, len(PARTS))
+    parts[:, :, :2, :, PARTS.index("cat body")] = 0.5
+    parts[:, :, 2, 5, PARTS.index("cat accessory")] = 0.25
+    parts[1, :, 3, 0, PARTS.index("bear face")] = 0.05  # less than what counts in full
+    weight = subjects_of(parts)[:, :, 0]
+    torch.testing.assert_close(weight[0, :, :2].sum() / 96, torch.tensor(USUAL_SHARE / 2))
+    torch.testing.assert_close(weight[0, :, 2, 5].sum() / 96, torch.tensor(USUAL_SHARE / 2))
+    torch.testing.assert_close(weight[1, :, :2].sum() / 96, torch.tensor(USUAL_SHARE / 3))
+    assert 0 < weight[1, :, 3, 0].sum() / 96 < USUAL_SHARE / 3
+    assert not subjects_of(torch.zeros(1, 3, 4, 8, len(PARTS))).any()
 
 
 def test_a_recipe_may_set_the_students_steps(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.model.transformer import Transformer
@@ -24,19 +26,36 @@ from shotstream.training.stages.given import Codec, FrozenText, Unread
 from shotstream.training.stages.regression import RegressionRecipe, RegressionStage
 from shotstream.training.stages.teacher import compile_blocks
 from shotstream.training.stages.trainer import LoopConfig
-from shotstream.training.world.parts import PARTS, SCENERY_PARTS
+from shotstream.training.world.parts import FIGURE_PARTS, PARTS
 
-SUBJECTS = [i for i, part in enumerate(PARTS) if part == "house" or part not in SCENERY_PARTS]
-"""The parts that a player looks at, and that stories remember."""
+SUBJECTS = [
+    [i for i, part in enumerate(PARTS) if part.rpartition(" ")[2] == subject] for subject in ("house", *FIGURE_PARTS)
+]
+"""What a player looks at, and what stories remember; one row of `PARTS` each, as any species has it."""
 USUAL_SHARE = 0.24
-"""How much of the picture they fill, over all shots; .12 in a wide shot of one hero, .36 in a close-up."""
+"""How much of the picture they fill together, over all shots; .12 in a wide shot of one hero, .36 in a close-up."""
+LEAST_SHARE = 0.004
+"""A subject that fills less counts as if it filled this; a hat in a wide shot fills .005."""
+
+
+def subjects_of(parts_BFHWP: Tensor) -> Tensor:
+    """How much of the subjects each cell shows, ``[B, F, 1, H, W]``, from shares of `PARTS`.
+
+    All subjects that are there count the same, however little of the picture they fill: a hat as much as a body, and a
+    face in a wide shot as much as in a close-up. The mean of a sample is `USUAL_SHARE` but for subjects that fill less
+    than `LEAST_SHARE`.
+    """
+    shares = torch.stack([parts_BFHWP[..., parts].sum(-1) for parts in SUBJECTS], dim=-1)
+    means = shares.mean((1, 2, 3), keepdim=True)
+    there = (means > 0).sum(-1, keepdim=True).clamp(min=1)
+    return (USUAL_SHARE / there * shares / means.clamp(min=LEAST_SHARE)).sum(-1)[:, :, None]
 
 
 @dataclass(frozen=True)
 class CoupledRecipe(RegressionRecipe):
-    """Hyper-parameters. ``offset`` is the student's ``noise_offset`` from here on (see ``DiTConfig``). Cells of figures
-    and of the house count ``subject_weight`` times more than others, and the more the less of the picture they fill: a
-    face matters as much in a wide shot. ``motion_weight`` as in `coupled_loss`;
+    """Hyper-parameters. ``offset`` is the student's ``noise_offset`` from here on (see ``DiTConfig``). Cells count
+    ``subject_weight`` times more the more of a subject they show (`subjects_of`). ``motion_weight`` as in
+    `coupled_loss`;
     ``played`` is the share of steps whose input the student makes itself. ``nominal_steps`` are the student's from here
     on, none: those it has. ``steered`` is the share of shots whose caption comes when another is being shown;
     ``still`` the share that is taken of the shots whose camera stands still. ``huber`` as in `coupled_loss`.
@@ -129,8 +148,7 @@ class CoupledStage(RegressionStage):
     def _part_loss(self, phase: Phase, batch: Batch, draws: PartDraws, played: bool, weight: float) -> PartLoss:
         self._captions += len(batch.captions)
         assert batch.choices is not None
-        subjects = batch.parts[..., SUBJECTS].float().sum(-1)[:, :, None].to(self.device) / 255
-        subjects = subjects * (USUAL_SHARE / subjects.mean((1, 2, 3, 4), keepdim=True).clamp(min=0.05))
+        subjects = subjects_of(batch.parts.to(self.device).float() / 255)
         asked = batch.asked[:, :, None, None, None].to(self.device)
         with self.recipe.autocast(self.device):
             rows = embed(batch.captions, self.text) * batch.kept.to(self.device)
