@@ -18,7 +18,7 @@ from shotstream.training.distributed.flops import Geometry, Pass, Work, step_wor
 from shotstream.training.distributed.launch import Team
 from shotstream.training.distributed.memory import Need, Network, adapter_parameters, available, estimate, parameters
 from shotstream.training.distributed.scale import Scale
-from shotstream.training.recipe import SHARED_STAGES, Recipe
+from shotstream.training.recipe import REGRESSIONS, SHARED_STAGES, Recipe
 from shotstream.training.stages.continuation import passes as continuation_passes
 from shotstream.training.stages.coupled import passes as coupled_passes
 
@@ -64,7 +64,10 @@ def plan_stage(stage: str, recipe: Recipe, team: Team) -> StagePlan:
         work = step_work(sample, passes, batch, trained_share=share)
         steps.append(Step(label, batch, rows, len(parts), tuple(passes), work))
     device = team.device.type
-    found = [estimate(networks, step.passes, step.rows, part, team.size, device) for step in steps]
+    found = [
+        estimate(networks, step.passes, step.rows, part, team.size, device, regression=stage in REGRESSIONS)
+        for step in steps
+    ]
     needs = max(found, key=lambda rows: sum(need.bytes for need in rows))
     return StagePlan(stage, team.size, tuple(steps), tuple(needs))
 
@@ -95,7 +98,7 @@ def _kinds(stage: str, recipe: Recipe, per_frame: int) -> Sequence[tuple[str, in
         return kinds
     if stage == "ode":
         sample = Geometry(config, per_frame, config.context_frames, recipe.ode.frames)
-        return [("regression", recipe.ode.batch, sample, [sample.ode(recipe.ode.history == "clean")])]
+        return [("regression", recipe.ode.batch, sample, sample.ode(recipe.ode.history == "clean"))]
     if stage == "continuation" and recipe.continuation is not None:
         sample = Geometry(config, per_frame, config.context_frames, recipe.continuation.frames)
         return [("regression", recipe.continuation.batch, sample, continuation_passes(sample))]

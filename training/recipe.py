@@ -26,6 +26,8 @@ from shotstream.training.stages.vae import VAERecipe
 
 STAGES = ("vae", "text", "latents", "teacher", "ode", "intra", "inter", "continuation", "coupled", "decoder", "export")
 """In the order in which they need each other."""
+REGRESSIONS = ("ode", "continuation", "coupled")
+"""Stages that predict blocks behind a clean history."""
 SHARED_STAGES = ("teacher", "ode", "intra", "inter", "continuation", "coupled")
 """Those that train the transformer, on any number of processes; the others are the first process's work."""
 SOURCES = ("world", "videos")

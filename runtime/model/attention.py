@@ -27,9 +27,9 @@ class Spans:
     rows: tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...]
 
     def dense(self) -> Tensor:
-        """The same as ``[L, L]`` bool, True where a query may see a key."""
-        length = self.rows[-1][1]
-        mask = torch.zeros(length, length, dtype=torch.bool)
+        """The same as ``[queries, keys]`` bool, True where a query may see a key; the last key is seen by one."""
+        keys = max(last for _, _, seen in self.rows for _, last in seen)
+        mask = torch.zeros(self.rows[-1][1], keys, dtype=torch.bool)
         for begin, end, seen in self.rows:
             for first, last in seen:
                 mask[begin:end, first:last] = True

@@ -120,19 +120,30 @@ def _by_head(shape: tuple[int, ...], device: torch.device | str, dtype: torch.dt
     return torch.zeros((batch, heads, slots, width), device=device, dtype=dtype).transpose(1, 2)
 
 
+@dataclass(frozen=True)
+class Past:
+    """What one layer attends over beside its own keys and values, if anything. A block that is given one returns its
+    own as results: gradients come back through them, which hooks on a module's results need to know of.
+    """
+
+    kv: tuple[Tensor, Tensor] | None
+
+    def extend(self, layer: int, k_BLHK: Tensor, v_BLHK: Tensor) -> tuple[Tensor, Tensor]:
+        """Concatenate past and own along tokens; `layer` is the one whose past this is."""
+        if self.kv is None:
+            return k_BLHK, v_BLHK
+        return torch.cat([self.kv[0], k_BLHK], dim=1), torch.cat([self.kv[1], v_BLHK], dim=1)
+
+
 class RecordingKeys:
-    """Functional cache of training: attends over given past keys plus its own, and remembers its own per layer."""
+    """Functional cache of training: every layer attends over given past keys plus its own, and its own are kept."""
 
     def __init__(self, past: list[tuple[Tensor, Tensor]] | None = None) -> None:
         self.past = past
         self.own: list[tuple[Tensor, Tensor]] = []
 
-    def extend(self, layer: int, k_BLHK: Tensor, v_BLHK: Tensor) -> tuple[Tensor, Tensor]:
-        """Concatenate past and own along tokens; layers must come in order, as a forward does."""
+    def of(self, layer: int) -> Past:
+        """What a layer sees of earlier passes. Layers come in order, as a forward does; the first begins anew."""
         if layer == 0:
             self.own = []
-        self.own.append((k_BLHK, v_BLHK))
-        if self.past is None:
-            return k_BLHK, v_BLHK
-        past_k, past_v = self.past[layer]
-        return torch.cat([past_k, k_BLHK], dim=1), torch.cat([past_v, v_BLHK], dim=1)
+        return Past(None if self.past is None else self.past[layer])

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.model.attention import Attention, Spans, attend_masked, sdpa
-from shotstream.runtime.model.cache import KeyStore
+from shotstream.runtime.model.cache import KeyStore, Past, RecordingKeys
 from shotstream.runtime.model.rope import rope_table, rotate
 
 TextKV = list[tuple[Tensor, Tensor]]
@@ -81,13 +81,14 @@ class Block(nn.Module):
         layer: int,
         mask: Tensor | Spans | None,
         kv_only: bool,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """The block's output; where `keys` are a `Past`, also this pass's own keys and values."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + e0_BF6D).unsqueeze(3).unbind(2)
-        x_BFTD = self._self_attention(x_BFTD, shift1, scale1, gate1, rope, keys, layer, mask, kv_only)
-        if kv_only:
-            return x_BFTD
-        x_BFTD = x_BFTD + self._cross_attention(self.norm3(x_BFTD), text_kv, caption_index_BF)
-        return x_BFTD + gate2 * self.ffn(self._norm(x_BFTD) * (1 + scale2) + shift2)
+        x_BFTD, k, v = self._self_attention(x_BFTD, shift1, scale1, gate1, rope, keys, layer, mask, kv_only)
+        if not kv_only:
+            x_BFTD = x_BFTD + self._cross_attention(self.norm3(x_BFTD), text_kv, caption_index_BF)
+            x_BFTD = x_BFTD + gate2 * self.ffn(self._norm(x_BFTD) * (1 + scale2) + shift2)
+        return (x_BFTD, k, v) if isinstance(keys, Past) else x_BFTD
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, (x.shape[-1],), eps=self.eps)
@@ -103,17 +104,17 @@ class Block(nn.Module):
         layer: int,
         mask: Tensor | Spans | None,
         kv_only: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         attn = self.self_attn
         h = (self._norm(x_BFTD) * (1 + scale) + shift).flatten(1, 2)
         k = rotate(attn.split(attn.norm_k(attn.k(h))), *rope)
         v = attn.split(attn.v(h))
         k_all, v_all = (k, v) if keys is None else keys.extend(layer, k, v)
         if kv_only:
-            return x_BFTD
+            return x_BFTD, k, v
         q = rotate(attn.split(attn.norm_q(attn.q(h))), *rope)
         out = attn.o(attend_masked(self.attention, q, k_all, v_all, mask).flatten(2))
-        return x_BFTD + gate * out.view_as(x_BFTD)
+        return x_BFTD + gate * out.view_as(x_BFTD), k, v
 
     def _cross_attention(
         self, x_BFTD: Tensor, text_kv: tuple[Tensor, Tensor], caption_index_BF: Tensor | None
@@ -190,7 +191,7 @@ class Transformer(nn.Module):
         positions_BF: Tensor,
         flags_BF: Tensor | None,
         *,
-        keys: KeyStore | None = None,
+        keys: KeyStore | RecordingKeys | None = None,
         mask: Tensor | Spans | None = None,
         kv_only: bool = False,
     ) -> Tensor:
@@ -210,11 +211,17 @@ class Transformer(nn.Module):
         last = c.layers - 1
         for layer, block in enumerate(self.blocks):
             stop = kv_only and layer == last
-            args = (x_BFTD, e0_BF6D, rope, text_kv[layer], caption_index_BF, keys, layer, mask, stop)
+            held = keys.of(layer) if isinstance(keys, RecordingKeys) else keys
+            args = (x_BFTD, e0_BF6D, rope, text_kv[layer], caption_index_BF, held, layer, mask, stop)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x_BFTD = checkpoint(block, *args, use_reentrant=False)
+                made = checkpoint(block, *args, use_reentrant=False)
             else:
-                x_BFTD = block(*args)
+                made = block(*args)
+            if isinstance(keys, RecordingKeys):
+                x_BFTD, *own = made
+                keys.own.append(tuple(own))
+            else:
+                x_BFTD = made
         if kv_only:
             return z_BFCHW.new_empty(0)
         return self.unpatchify(self.head(x_BFTD, e_BFD), height, width)

@@ -10,12 +10,18 @@ from torch import Tensor
 
 from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
-from shotstream.runtime.model.attention import Attention, attend_masked, matmul_softmax, sdpa
+from shotstream.runtime.model.attention import Attention, Spans, attend_masked, matmul_softmax, sdpa
 from shotstream.runtime.model.cache import DualCache
 from shotstream.runtime.model.rollout import ShotConditions, chunk_pass, clean_pass, context_pass
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
-from shotstream.training.method.clean_history import clean_history_ode_loss, clean_history_spans, continuation_loss
+from shotstream.training.method.clean_history import (
+    behind_clean_history,
+    clean_history_ode_loss,
+    continuation_loss,
+    history_spans,
+    noisy_spans,
+)
 from shotstream.training.method.conditioning import Conditioning
 from shotstream.training.method.draws import TorchDraws
 from shotstream.training.stages.ode import OdeRecipe
@@ -81,25 +87,59 @@ def test_it_is_the_error_of_a_playing_student_behind_the_true_past(context_noise
     assert loss.item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
 
 
-def test_the_mask_shows_a_noisy_block_the_clean_past_and_itself() -> None:
-    mask = clean_history_spans(2, 6, 3, 2).dense()[::2, ::2]  # frames: 2 context, 3 clean, 6 noisy
-    rows = {"context": mask[0], "clean": mask[2], "first noisy": mask[5], "second noisy": mask[8]}
-    seen = {name: row.nonzero().flatten().tolist() for name, row in rows.items()}
-    assert seen == {
-        "context": [0, 1],
-        "clean": [0, 1, 2, 3, 4],
-        "first noisy": [0, 1, 5, 6, 7],
-        "second noisy": [0, 1, 2, 3, 4, 8, 9, 10],
-    }
+def seen(spans: Spans) -> list[list[int]]:
+    """What the first query of each row sees."""
+    return [spans.dense()[begin].nonzero().flatten().tolist() for begin, _, _ in spans.rows]
+
+
+def test_a_clean_block_sees_the_past_and_itself_and_a_noisy_one_is_seen_by_none() -> None:
+    assert seen(history_spans(2, 6, 3, 1)) == [[0, 1], [0, 1, 2, 3, 4], list(range(8))]
+    assert seen(noisy_spans(8, 9, 3, 1)) == [
+        [0, 1, 8, 9, 10], [0, 1, 2, 3, 4, 11, 12, 13], [*range(8), 14, 15, 16],
+    ]  # fmt: skip
+    assert seen(noisy_spans(0, 1, 1, 2)) == [[0, 1]], "tokens, and no history"
 
 
 @pytest.mark.parametrize("context", [0, 2])
 @pytest.mark.parametrize("attention", [sdpa, matmul_softmax])
 def test_stretches_give_what_the_whole_mask_gives(attention: Attention, context: int) -> None:
-    spans = clean_history_spans(context, 9, 3, 4)
-    length = 4 * (context + 6 + 9)
-    q, k, v = (torch.randn(2, length, 2, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
-    torch.testing.assert_close(attend_masked(attention, q, k, v, spans), attention(q, k, v, spans.dense()))
+    length = 4 * (context + 6)
+    q, k, v = (torch.randn(2, length + 36, 2, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    for spans, keys, count in ((history_spans(context, 6, 3, 4), length, length),
+                               (noisy_spans(context + 6, 9, 3, 4), length + 36, 36)):  # fmt: skip
+        given = q[:, :count], k[:, :keys], v[:, :keys]
+        torch.testing.assert_close(attend_masked(attention, *given, spans), attention(*given, spans.dense()))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_passes_have_the_output_and_the_gradient_of_one(checkpointing: bool) -> None:
+    """Context, clean blocks and noisy blocks in one masked pass."""
+    model, states, given = case(300.0)
+    clip, draws = states[:, -1], FixedDraws([0, 0, 0])
+    t = torch.tensor([[900.0] * 3 + [500.0] * 3 + [200.0] * 3])
+    noisy = SCHEDULE.add_noise(clip, PAST_NOISE, t)
+    clean = SCHEDULE.remembered(clip[:, :6], 300.0, lambda: PAST_NOISE[:, :6])
+    mask = torch.block_diag(history_spans(6, 6, 3, 4).dense(), torch.zeros(36, 36, dtype=torch.bool))
+    mask[48:] = noisy_spans(12, 9, 3, 4).dense()
+    frames = [*range(12), *range(6, 15)]
+    z, times = (
+        torch.cat([given.context_BFCHW, clean, noisy], 1),
+        torch.cat([torch.zeros(1, 6), torch.full((1, 6), 300.0), t], 1),
+    )
+    assert given.flags_BF is not None
+    flags = given.flags_BF[:, frames]
+    text = model.embed_captions(given.captions_NLD)
+    whole = model(z, times, text, flags, torch.tensor([frames]), flags, mask=mask)[:, 12:]
+    whole = SCHEDULE.to_x0(noisy, whole, t)
+    whole.square().mean().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.gradient_checkpointing = checkpointing
+    made = behind_clean_history(model, SCHEDULE, noisy, t, clip, given, draws)
+    torch.testing.assert_close(made, whole)
+    made.square().mean().backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], msg=name)
 
 
 def test_frames_that_are_no_whole_blocks_are_refused() -> None:

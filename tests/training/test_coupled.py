@@ -21,7 +21,7 @@ from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.training.data.teacher_data import Phase, batch_of, draw_sample
 from shotstream.training.method import coupled
-from shotstream.training.method.clean_history import behind_clean_history
+from shotstream.training.method.clean_history import History, behind, behind_clean_history
 from shotstream.training.method.conditioning import Conditioning
 from shotstream.training.method.coupled import chosen_offset, coupled_loss
 from shotstream.training.method.draws import TorchDraws
@@ -68,11 +68,11 @@ def shown(
     """Noisy input and timesteps of every pass."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def noted(model: Transformer, schedule: NoiseSchedule, noisy: Tensor, t: Tensor, *rest: object) -> Tensor:
+    def noted(model: Transformer, schedule: NoiseSchedule, noisy: Tensor, t: Tensor, history: History) -> Tensor:
         seen.append((noisy.detach(), t))
-        return behind_clean_history(model, schedule, noisy, t, *rest)  # type: ignore[arg-type]
+        return behind(model, schedule, noisy, t, history)
 
-    monkeypatch.setattr(coupled, "behind_clean_history", noted)
+    monkeypatch.setattr(coupled, "behind", noted)
     model, clip, given = case(frames)
     numbers, weight = torch.tensor([[5.0, NAN, -5.0]]), torch.ones(1, frames, 1, 4, 4)
     coupled_loss(model, SCHEDULE, clip, STEPS, given, numbers, weight, draws, motion_weight=1.0, played=played)
@@ -230,7 +230,7 @@ def test_a_phase_of_broken_chunks_is_refused(tmp_path: Path, frames: int) -> Non
         make_stage("coupled", tmp_path, ALONE, phases=(Phase(1, 1, 3, 6), Phase(1, 1, frames, 6)))
 
 
-def test_only_passes_without_a_cache_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_passes_whose_lengths_stay_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[bool] = []
 
     def pretended(plain: Callable[..., Tensor], dynamic: bool) -> Callable[..., Tensor]:
@@ -246,10 +246,10 @@ def test_only_passes_without_a_cache_are_compiled(monkeypatch: pytest.MonkeyPatc
     compile_blocks(plain)
     whole.append(behind_clean_history(plain, SCHEDULE, clip, STEPS[:1].expand(1, 3), clip, given, TorchDraws()))
     assert torch.equal(*whole)
-    assert len(compiled) == CONFIG.layers
+    assert len(compiled) == 2 * CONFIG.layers, "history and noisy blocks"
     conditions = ShotConditions(plain.embed_captions(given.captions_NLD[:1]), None, None, None, None)
     chunk_pass(plain, clip, STEPS[0], 0, conditions, RecordingKeys())
-    assert len(compiled) == CONFIG.layers
+    assert len(compiled) == 2 * CONFIG.layers
 
 
 def test_videos_do_not_tell_what_they_leave_open() -> None:

@@ -114,6 +114,20 @@ def test_weights_shrink_with_processes_and_activations_do_not() -> None:
     assert "teacher: gradients" not in one
 
 
+def test_a_regression_keeps_the_blocks_that_its_backward_pass_has_gathered() -> None:
+    networks, passes = [Network("model", TINY, parameters(TINY))], Geometry(TINY, 40, 6, 9).ode(clean_history=True)
+    two, all_of_them = (
+        {
+            need.what: need.bytes
+            for need in estimate(networks, passes, 2, Scale("autocast"), 2, "cpu", regression=regression)
+        }
+        for regression in (False, True)
+    )
+    block = 4 * parameters(TINY, "blocks.0.")
+    assert all_of_them["gathered blocks"] - two["gathered blocks"] == (TINY.layers - 2) * block
+    assert not any("roll-out" in what for what in all_of_them)
+
+
 def test_sizes_of_the_real_model_are_those_of_its_paper() -> None:
     assert parameters(WAN_1_3B) == 1_418_996_800
     assert parameters(WAN_1_3B, "self_attn") == 283_392_000

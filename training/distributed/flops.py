@@ -51,16 +51,32 @@ class Geometry:
         """Context and target in one pass, everything sees everything (teacher, scores)."""
         return Pass(self.tokens, self.tokens, self.tokens**2, times, trained)
 
-    def ode(self, clean_history: bool) -> Pass:
-        """The regression's masked pass: blocks see context and the blocks before them."""
-        chunk = min(self.config.chunk_frames, self.frames)
-        starts = range(0, self.frames, chunk)
-        pairs = self.context**2 + sum(chunk * (self.context + start + chunk) for start in starts)
-        tokens = self.tokens
-        if clean_history:  # all blocks but the last are there twice
-            pairs += sum(chunk * (self.context + start + chunk) for start in starts[:-1])
-            tokens += (self.frames - chunk) * self.per_frame
-        return Pass(tokens, tokens, pairs * self.per_frame**2, trained=True)
+    def ode(self, clean_history: bool) -> list[Pass]:
+        """The regression's: blocks see context and the blocks before them, or the clean copies of these."""
+        if clean_history:
+            return [self.history(), self.behind()]
+        pairs = (self.context**2 + self._seen(0)) * self.per_frame**2
+        return [Pass(self.tokens, self.tokens, pairs, trained=True)]
+
+    def history(self) -> Pass:
+        """Context and all blocks but the last one, without noise."""
+        tokens = self.tokens - self._chunk * self.per_frame
+        return Pass(tokens, tokens, (self.context**2 + self._seen(1)) * self.per_frame**2, trained=True)
+
+    def behind(self, *, times: float = 1.0, trained: bool = True) -> Pass:
+        """All blocks, each behind its part of the history."""
+        tokens = self.frames * self.per_frame
+        keys = self.tokens - self._chunk * self.per_frame + tokens
+        return Pass(tokens, keys, self._seen(0) * self.per_frame**2, times, trained)
+
+    @property
+    def _chunk(self) -> int:
+        return min(self.config.chunk_frames, self.frames)
+
+    def _seen(self, without: int) -> int:
+        """Pairs of frames: every block's, but for the last ones, with context, the blocks before it and itself."""
+        starts = range(0, self.frames - without * self._chunk, self._chunk)
+        return sum(self._chunk * (self.context + start + self._chunk) for start in starts)
 
     def rollout(self, *, trained: bool) -> list[Pass]:
         """Context pass; per chunk the steps before the exit (as many as expected), the exit, and the clean pass."""

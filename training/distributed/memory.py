@@ -60,9 +60,13 @@ def adapter_parameters(config: DiTConfig, rank: int) -> int:
 
 
 def estimate(
-    networks: Sequence[Network], passes: Sequence[Pass], rows: int, scale: Scale, size: int, device: str
-) -> list[Need]:
-    """What one of ``size`` processes needs for ``rows`` samples at once."""
+    networks: Sequence[Network], passes: Sequence[Pass], rows: int, scale: Scale, size: int, device: str, *,
+    regression: bool = False,
+) -> list[Need]:  # fmt: skip
+    """What one of ``size`` processes needs for ``rows`` samples at once. ``regression``: blocks are predicted behind a
+    history that is trained with them, so that weights once gathered stay (`sharding.keep_in_backward`), and the keys
+    and values of the past are activations like others.
+    """
     needs: list[Need] = []
     gathered = size > 1 or scale.precision == "fsdp-bf16"
     width = 2 if scale.precision == "fsdp-bf16" else 4
@@ -76,13 +80,14 @@ def estimate(
             needs.append(Need(f"{network.name}: average", 4 * network.trained / size, gathered))
     config = networks[0].config
     block, count = parameters(config, "blocks.0."), parameters(config)
-    if gathered:  # one block, the next one, the rest of the network, and a block's gradient
+    if gathered:  # one block and the next one or all, the rest of the network, and a block's gradient
         rest = count - config.layers * block
-        needs.append(Need("gathered blocks", width * (2 * block + rest) + 4 * block, False))
+        at_once = config.layers if regression else 2
+        needs.append(Need("gathered blocks", width * (at_once * block + rest) + 4 * block, False))
     elif scale.precision == "autocast":
         needs.append(Need("weights in bfloat16", 2 * count, False))
     needs.append(Need("activations", rows * _activations(config, passes, scale, device), False))
-    caches = rows * _caches(config, passes, scale)
+    caches = 0.0 if regression else rows * _caches(config, passes, scale)
     if caches:
         needs.append(Need("caches of the roll-out", caches, False))
     return needs

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from shotstream.runtime.errors import UserError
@@ -52,6 +52,21 @@ def place_part(module: nn.Module, team: Team, scale: Scale) -> nn.Module:
     # The root is freed too: the average and the optimizer change shards between passes.
     fully_shard(module, mesh=team.mesh, reshard_after_forward=True, mp_policy=policy)
     return module
+
+
+def keep_in_backward(model: Transformer) -> None:
+    """Weights that a backward pass has gathered stay until `free`. Needed where gradients of one pass come back through
+    keys and values of another: FSDP frees a module's weights after the one, and does not see that the other needs them.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_reshard_after_backward(False)
+
+
+def free(model: Transformer) -> None:
+    """Undo what `keep_in_backward` has kept, after a step's backward passes and before its update."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 The reference's regression (`objectives.ode_loss`) shows a block its predecessors at random noise levels; only one in
 five is clean, while a playing student never sees any that is not. Here every sample holds its blocks twice: clean, as
-what later blocks look back at, and noisy, as what is to be predicted.
+what later blocks look back at (`read_history`), and noisy, as what is to be predicted (`behind`).
 
 Two losses: on the teacher's trajectories, for all blocks (stage `ode`), and on true clips, for those that have a past
 (stage `continuation`).
@@ -10,39 +10,104 @@ Two losses: on the teacher's trajectories, for all blocks (stage `ode`), and on 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.model.attention import Spans
+from shotstream.runtime.model.cache import RecordingKeys
 from shotstream.runtime.model.schedule import NoiseSchedule
-from shotstream.runtime.model.transformer import Transformer
+from shotstream.runtime.model.transformer import TextKV, Transformer
 from shotstream.training.method import losses
 from shotstream.training.method.conditioning import Conditioning
 from shotstream.training.method.draws import Draws
 
 
-def clean_history_spans(context: int, frames: int, chunk: int, tokens: int) -> Spans:
-    """Who sees whom. Frames in order: context, clean copies of all blocks but the last, noisy blocks.
-
-    Context sees itself; a clean block sees context, clean blocks before it and itself; a noisy block sees context,
-    the clean blocks before it and itself.
+def history_spans(context: int, past: int, chunk: int, tokens: int) -> Spans:
+    """Who sees whom in a history of `context` frames and `past` clean ones: context sees itself; a clean block sees
+    context, clean blocks before it and itself.
     """
-    ends = range(context, context + frames, chunk)  # of what is finished before each noisy block
-    rows: list[tuple[int, int, tuple[tuple[int, int], ...]]] = [(0, context, ((0, context),))] if context else []
-    rows += [(end - chunk, end, ((0, end),)) for end in ends[1:]]
-    noisy = context + frames - chunk
-    rows += [
-        (begin, begin + chunk, ((0, end), (begin, begin + chunk)))
-        for end, begin in zip(ends, range(noisy, noisy + frames, chunk), strict=True)
+    rows = [(0, context, (0, context))] if context else []
+    rows += [(end - chunk, end, (0, end)) for end in range(context + chunk, context + past + 1, chunk)]
+    return _in_tokens(rows, tokens)
+
+
+def noisy_spans(history: int, frames: int, chunk: int, tokens: int) -> Spans:
+    """What noisy blocks see of a history that ends where their last one begins, and of themselves behind it: what is
+    finished before them, and themselves.
+    """
+    first = history - frames + chunk  # of the history, what the first block sees
+    rows = [
+        (begin, begin + chunk, (0, first + begin), (history + begin, history + begin + chunk))
+        for begin in range(0, frames, chunk)
     ]
+    return _in_tokens(rows, tokens)
+
+
+def _in_tokens(rows: Sequence[tuple[int, int, *tuple[tuple[int, int], ...]]], tokens: int) -> Spans:
     return Spans(
         tuple(
-            (begin * tokens, end * tokens, tuple((first * tokens, last * tokens) for first, last in seen))
-            for begin, end, seen in rows
+            (begin * tokens, end * tokens, tuple((a * tokens, b * tokens) for a, b in seen if a < b))
+            for begin, end, *seen in rows
         )
     )
+
+
+@dataclass(frozen=True)
+class History:
+    """What the blocks of a shot look back at, read once for any number of passes over them. ``finished``: keys and
+    values of context and of clean blocks, by layer; none where there are neither.
+    """
+
+    conditioning: Conditioning
+    text_kv: TextKV
+    frames: int
+    finished: list[tuple[Tensor, Tensor]] | None
+
+
+def read_history(
+    model: Transformer, schedule: NoiseSchedule, past_BFCHW: Tensor, conditioning: Conditioning, draws: Draws
+) -> History:
+    """One pass over context and clean blocks; blocks of a single frame have none before them.
+
+    past_BFCHW: all of a shot but its last block, without noise.
+    """
+    config, text_kv = model.config, model.embed_captions(conditioning.captions_NLD)
+    batch, past = past_BFCHW.shape[:2]
+    context = conditioning.context_frames
+    clean = schedule.remembered(past_BFCHW, config.context_noise, lambda: draws.clean_noise(tuple(past_BFCHW.shape), 0))
+    z_BFCHW = torch.cat([conditioning.context_BFCHW.to(clean.dtype), clean], dim=1)
+    if not context + past:
+        return History(conditioning, text_kv, 0, None)
+    t_BF = z_BFCHW.new_zeros(batch, context + past)
+    t_BF[:, context:] = config.context_noise
+    keys = RecordingKeys()
+    spans = history_spans(context, past, config.chunk_frames, config.tokens_per_frame(*z_BFCHW.shape[-2:]))
+    flags, index, positions = _places(conditioning, 0, context + past, z_BFCHW)
+    model(z_BFCHW, t_BF, text_kv, index, positions, flags, keys=keys, mask=spans, kv_only=True)
+    return History(conditioning, text_kv, context + past, keys.own)
+
+
+def behind(
+    model: Transformer, schedule: NoiseSchedule, noisy_BFCHW: Tensor, t_BF: Tensor, history: History
+) -> Tensor:
+    """x0 predictions `[B, F, C, H, W]` of all blocks of a shot in one pass, each behind the clean blocks before it.
+
+    noisy_BFCHW, t_BF: the blocks at noise levels of their own. A single frame is a block of its own.
+    Raises ValueError if frames are not whole blocks.
+    """
+    chunk = block_frames(model.config, noisy_BFCHW)
+    frames = noisy_BFCHW.shape[1]
+    tokens = model.config.tokens_per_frame(*noisy_BFCHW.shape[-2:])
+    flags, index, positions = _places(history.conditioning, history.conditioning.context_frames, frames, noisy_BFCHW)
+    flow = model(
+        noisy_BFCHW, t_BF, history.text_kv, index, positions, flags, keys=RecordingKeys(history.finished),
+        mask=noisy_spans(history.frames, frames, chunk, tokens),
+    )  # fmt: skip
+    return schedule.to_x0(noisy_BFCHW, flow, t_BF)
 
 
 def behind_clean_history(
@@ -54,35 +119,32 @@ def behind_clean_history(
     conditioning: Conditioning,
     draws: Draws,
 ) -> Tensor:
-    """x0 predictions `[B, F, C, H, W]` of all blocks of a shot in one pass, each behind the clean blocks before it.
-
-    noisy_BFCHW, t_BF: the blocks at noise levels of their own. clean_BFCHW: the same frames without noise, of which the
-    last block is not looked at. A single frame is a block of its own. Raises ValueError if frames are not whole blocks.
+    """`behind` of noisy blocks whose history is read for this once. clean_BFCHW: the same frames without noise, of
+    which the last block is not looked at.
     """
-    batch, frames = noisy_BFCHW.shape[:2]
-    chunk, context = min(model.config.chunk_frames, frames), conditioning.context_frames
-    if frames % chunk or (frames > 1 and chunk < model.config.chunk_frames):
-        raise ValueError(f"{frames} frames in blocks of {model.config.chunk_frames}")
-    past, remembered = frames - chunk, model.config.context_noise
-    first = conditioning.context_BFCHW.to(noisy_BFCHW.dtype)
-    clean = clean_BFCHW[:, :past]
-    clean = schedule.remembered(clean, remembered, lambda: draws.clean_noise(tuple(clean.shape), 0))
-    z_BFCHW = torch.cat([first, clean, noisy_BFCHW], dim=1)
-    t_all = torch.cat([t_BF.new_zeros(batch, context), t_BF.new_full((batch, past), remembered), t_BF], dim=1)
-    places = torch.cat([torch.arange(context + past), context + torch.arange(frames)]).to(noisy_BFCHW.device)
-    flags, index = conditioning.flags_BF, conditioning.caption_index_BF
-    times = conditioning.positions_BF
-    tokens = model.config.tokens_per_frame(*noisy_BFCHW.shape[-2:])
-    flow = model(
-        z_BFCHW,
-        t_all,
-        model.embed_captions(conditioning.captions_NLD),
-        None if index is None else index[:, places],
-        places.expand(batch, -1) if times is None else times[:, places],
-        None if flags is None else flags[:, places],
-        mask=clean_history_spans(context, frames, chunk, tokens),
-    )
-    return schedule.to_x0(z_BFCHW, flow, t_all)[:, context + past :]
+    past = noisy_BFCHW.shape[1] - block_frames(model.config, noisy_BFCHW)
+    history = read_history(model, schedule, clean_BFCHW[:, :past], conditioning, draws)
+    return behind(model, schedule, noisy_BFCHW, t_BF, history)
+
+
+def block_frames(config: DiTConfig, clip_BFCHW: Tensor) -> int:
+    """Frames of a block: the student's chunk, or 1 of a single frame. ValueError if a clip is not whole blocks."""
+    frames = clip_BFCHW.shape[1]
+    chunk = min(config.chunk_frames, frames)
+    if frames % chunk or (frames > 1 and chunk < config.chunk_frames):
+        raise ValueError(f"{frames} frames in blocks of {config.chunk_frames}")
+    return chunk
+
+
+def _places(
+    conditioning: Conditioning, first: int, count: int, like_BFCHW: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Flags, caption rows and time indices of `count` frames from `first` on, context counted."""
+    flags, index = conditioning.frames(first, count)
+    if conditioning.positions_BF is not None:
+        return flags, index, conditioning.positions_BF[:, first : first + count]
+    positions = torch.arange(first, first + count, device=like_BFCHW.device)
+    return flags, index, positions.expand(len(like_BFCHW), -1)
 
 
 def clean_history_ode_loss(

@@ -21,7 +21,7 @@ from torch import Tensor
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.runtime.noise import with_offset
-from shotstream.training.method.clean_history import behind_clean_history
+from shotstream.training.method.clean_history import behind, block_frames, read_history
 from shotstream.training.method.conditioning import Conditioning
 from shotstream.training.method.draws import Draws
 
@@ -79,15 +79,16 @@ def coupled_loss(
     """
     config = model.config
     batch, frames, channels = clip_BFCHW.shape[:3]
-    chunk = min(config.chunk_frames, frames)
+    chunk = block_frames(config, clip_BFCHW)
     offset = chosen_offset(draws.offset((batch, channels, *config.patch[1:])).to(clip_BFCHW), choices_BN)
 
     def noise(own_BFCHW: Tensor) -> Tensor:
         return with_offset(own_BFCHW, offset, config.noise_offset)
 
     def predicted(noisy_BFCHW: Tensor, t_BF: Tensor) -> Tensor:
-        return behind_clean_history(model, schedule, noisy_BFCHW, t_BF, clip_BFCHW, conditioning, draws).float()
+        return behind(model, schedule, noisy_BFCHW, t_BF, history).float()
 
+    history = read_history(model, schedule, clip_BFCHW[:, : frames - chunk], conditioning, draws)
     start = noise(draws.target_noise(tuple(clip_BFCHW.shape)))
     last = None
     if played:

@@ -114,4 +114,4 @@ class ContinuationStage(RegressionStage):
 def passes(sample: Geometry) -> list[Pass]:
     """What a step computes: the regression's masked pass, and the student before on first chunks."""
     opening = replace(sample, frames=sample.config.chunk_frames)
-    return [sample.ode(clean_history=True), replace(opening.ode(clean_history=False), trained=False)]
+    return [*sample.ode(clean_history=True), *(replace(one, trained=False) for one in opening.ode(clean_history=True))]

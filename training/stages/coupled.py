@@ -169,7 +169,8 @@ class CoupledStage(RegressionStage):
 
 
 def passes(sample: Geometry, played: float) -> list[Pass]:
-    """What a step computes: the regression's masked pass, and the expected number before it that make its input."""
-    trained = sample.ode(clean_history=sample.frames > sample.config.chunk_frames)
+    """What a step computes: the history, the regression's pass, and the expected number before it that make its
+    input.
+    """
     before = played * (len(sample.config.nominal_steps) - 1) / 2
-    return [trained, replace(trained, trained=False, times=before)]
+    return [sample.history(), sample.behind(), sample.behind(times=before, trained=False)]

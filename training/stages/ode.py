@@ -99,4 +99,4 @@ class OdeStage(RegressionStage):
         height, width = self.pairs.states[0].shape[-2:]
         sample = Geometry(config, config.tokens_per_frame(height, width), config.context_frames, recipe.frames)
         captions = self._captions * self.team.size / recipe.batch
-        return step_work(sample, [sample.ode(recipe.history == "clean")], recipe.batch, captions=captions)
+        return step_work(sample, sample.ode(recipe.history == "clean"), recipe.batch, captions=captions)

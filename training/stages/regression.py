@@ -13,7 +13,7 @@ from shotstream.training.data.stories import TrainingStories
 from shotstream.training.distributed.accumulate import Part, PartLoss, backward, parts_of
 from shotstream.training.distributed.launch import ALONE, Team
 from shotstream.training.distributed.scale import Scale
-from shotstream.training.distributed.sharding import load_trained, place, trained_state
+from shotstream.training.distributed.sharding import free, keep_in_backward, load_trained, place, trained_state
 from shotstream.training.method.conditioning import Conditioning
 from shotstream.training.method.draws import TorchDraws
 from shotstream.training.stages.given import Codec, FrozenText
@@ -56,6 +56,7 @@ class RegressionStage:
         self.text, self.held_out, self.vae, self.device = text, held_out, vae, team.device
         self._recipe = recipe
         self.model = place(student, team, recipe)
+        keep_in_backward(self.model)
         self.schedule = NoiseSchedule(student.config.shift, self.device)
         self.ema = Ema({"dit": student}, recipe.ema)
         self.optimizer = stage_optimizer({"dit": student}, recipe, takes_adam)
@@ -75,6 +76,7 @@ class RegressionStage:
         """One optimizer step; returns figures."""
         self._captions = 0
         figures = backward(parts, loss_of, self.team)
+        free(self.model)
         norm = take_step(self.optimizer, (self.model,), self._recipe.clip, lr_factor)
         self.ema.update(index)
         return figures | {"grad_norm": norm}

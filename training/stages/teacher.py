@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from shotstream.runtime.config import TINY, DiTConfig
-from shotstream.runtime.model.attention import Attention, matmul_softmax, sdpa
+from shotstream.runtime.model.attention import Attention, Spans, matmul_softmax, sdpa
 from shotstream.runtime.model.cache import KeyStore
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.state_dicts import load_dit
@@ -275,13 +275,15 @@ def compile_blocks(model: Transformer) -> None:
 
 
 def _compiled(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A block's forward pass, compiled where it fills no cache: caches grow, and every length would be a graph."""
+    """A block's forward pass, compiled but for roll-outs: their caches grow, and every length would be a graph."""
     quick = torch.compile(plain, dynamic=False)
 
     def forward(
-        x: Tensor, e0: Tensor, rope: Any, text_kv: Any, index: Tensor | None, keys: KeyStore | None, *rest: Any
-    ) -> Tensor:
-        return (plain if keys is not None else quick)(x, e0, rope, text_kv, index, keys, *rest)
+        x: Tensor, e0: Tensor, rope: Any, text_kv: Any, index: Tensor | None, keys: KeyStore | None, layer: int,
+        mask: Tensor | Spans | None, kv_only: bool,
+    ) -> Any:  # fmt: skip
+        grows = keys is not None and not isinstance(mask, Spans)
+        return (plain if grows else quick)(x, e0, rope, text_kv, index, keys, layer, mask, kv_only)
 
     return forward
 
