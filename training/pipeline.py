@@ -29,6 +29,7 @@ from shotstream.training.data.video_latents import CachedText, VideoLatents
 from shotstream.training.distributed.launch import ALONE, Team
 from shotstream.training.distributed.sharding import whole_state
 from shotstream.training.method.lora import adapters_of, merged_state
+from shotstream.training.method.widen import widened
 from shotstream.training.plan import check_memory, plan_stage
 from shotstream.training.recipe import SHARED_STAGES, STAGES, Recipe
 from shotstream.training.stages.continuation import ContinuationStage
@@ -177,8 +178,11 @@ class Pipeline:
         if recipe is None:
             return True
         before = "inter" if self.recipe.continuation is None else "continuation"
+        student = self._dit(before)
+        if recipe.dim:
+            student = widened(student, recipe.dim)
         stage = CoupledStage(
-            recipe, self._dit(before).train(), self._text(), self._sources(), self._held_out(), self._codec(), self.team
+            recipe, student.train(), self._text(), self._sources(), self._held_out(), self._codec(), self.team
         )
         done = self._loop(stage, recipe.loop, self.team)
         self._keep(stage.ema, stage.model, self._file("coupled", "dit"))

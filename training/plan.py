@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shotstream.runtime.config import DiTConfig
 from shotstream.runtime.errors import UserError
 from shotstream.runtime.wan import WanSizes
 from shotstream.training.data.prepared import INFO, read_info
@@ -18,6 +19,7 @@ from shotstream.training.distributed.flops import Geometry, Pass, Work, step_wor
 from shotstream.training.distributed.launch import Team
 from shotstream.training.distributed.memory import Need, Network, adapter_parameters, available, estimate, parameters
 from shotstream.training.distributed.scale import Scale
+from shotstream.training.method.widen import wider
 from shotstream.training.recipe import REGRESSIONS, SHARED_STAGES, Recipe
 from shotstream.training.stages.continuation import passes as continuation_passes
 from shotstream.training.stages.coupled import passes as coupled_passes
@@ -88,7 +90,7 @@ def latent_size(recipe: Recipe) -> tuple[int, int]:
 
 
 def _kinds(stage: str, recipe: Recipe, per_frame: int) -> Sequence[tuple[str, int, Geometry, list[Pass]]]:
-    config = recipe.teacher.model
+    config = _model(stage, recipe)
     if stage == "teacher":
         kinds = []
         for phase in recipe.teacher.phases:
@@ -117,13 +119,18 @@ def _kinds(stage: str, recipe: Recipe, per_frame: int) -> Sequence[tuple[str, in
     ]
 
 
+def _model(stage: str, recipe: Recipe) -> DiTConfig:
+    config = recipe.teacher.model
+    return wider(config, recipe.coupled.dim) if stage == "coupled" and recipe.coupled and recipe.coupled.dim else config
+
+
 def _label(phase: Phase) -> str:
     return f"{phase.context}+{phase.frames} latents"
 
 
 def _networks(stage: str, recipe: Recipe) -> tuple[float, list[Network]]:
     """The share of the blocks that trains, and the networks that a process holds, the trained one first."""
-    config = recipe.teacher.model
+    config = _model(stage, recipe)
     every = parameters(config)
     if stage not in ("intra", "inter"):
         part = getattr(recipe, stage)

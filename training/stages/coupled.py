@@ -59,6 +59,7 @@ class CoupledRecipe(RegressionRecipe):
     ``played`` is the share of steps whose input the student makes itself. ``nominal_steps`` are the student's from here
     on, none: those it has. ``steered`` is the share of shots whose caption comes when another is being shown;
     ``still`` the share that is taken of the shots whose camera stands still. ``huber`` as in `coupled_loss`.
+    ``dim`` is the width that the student grows to before it begins (`method.widen`), 0 for the one it has.
     """
 
     phases: tuple[Phase, ...] = (Phase(1200, 128, 1, 2), Phase(500, 48, 3, 6), Phase(250, 16, 9, 6))
@@ -70,6 +71,7 @@ class CoupledRecipe(RegressionRecipe):
     still: float = 1.0
     huber: float = 0.0
     nominal_steps: tuple[int, ...] = ()
+    dim: int = 0
     first_shot: float = 0.3
     paraphrase: float = 0.5
     text_drop: float = 0.0
