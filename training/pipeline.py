@@ -1,9 +1,9 @@
 """The stages of a recipe in order, each finding what earlier ones left in the run's folder. Progress is the caller's.
 
 Folder of a run: ``vae/``, ``text/``, ``latents/``, ``images/``, ``held_out/``, ``teacher/``, ``ode/``, ``intra/``,
-``inter/``, ``continuation/``, ``coupled/``, ``decoder/`` (checkpoints, logs, sheets) and ``weights/`` (what the
-runtime loads). A recipe that trains on videos has only the stages of the transformer and ``export``; the rest was
-prepared.
+``inter/``, ``continuation/``, ``perceptual/``, ``coupled/``, ``decoder/`` (checkpoints, logs, sheets) and
+``weights/`` (what the runtime loads). A recipe that trains on videos has only the stages of the transformer and
+``export``; the rest was prepared.
 
 With several processes the stages that train the transformer are shared; the others are the first process's work.
 """
@@ -29,6 +29,7 @@ from shotstream.training.data.video_latents import CachedText, VideoLatents
 from shotstream.training.distributed.launch import ALONE, Team
 from shotstream.training.distributed.sharding import whole_state
 from shotstream.training.method.lora import adapters_of, merged_state
+from shotstream.training.method.perceptual import PerceptualNet
 from shotstream.training.method.widen import widened
 from shotstream.training.plan import check_memory, plan_stage
 from shotstream.training.recipe import SHARED_STAGES, STAGES, Recipe
@@ -38,6 +39,7 @@ from shotstream.training.stages.dmd import DmdRecipe, InterStage, IntraStage
 from shotstream.training.stages.given import Codec, FrozenText
 from shotstream.training.stages.ode import OdeStage
 from shotstream.training.stages.pairs import Pairs, make_pairs
+from shotstream.training.stages.perceptual import PerceptualStage
 from shotstream.training.stages.teacher import TeacherStage, training_attention
 from shotstream.training.stages.text import TextStage
 from shotstream.training.stages.trainer import Ema, LoopConfig, Stage, run_stage
@@ -172,6 +174,21 @@ class Pipeline:
         self._keep(stage.ema, stage.model, self._file("continuation", "dit"), stage.before, recipe.blend)
         return done
 
+    def perceptual(self) -> bool:
+        """The network through whose eyes stage ``coupled`` compares pictures."""
+        recipe = self.recipe.perceptual
+        if recipe is None:
+            return True
+        learnt, held_out = (
+            LatentStories(self.out / name, plan)
+            for name, plan in (("latents", self.recipe.latents), ("held_out", self.recipe.held_out))
+        )
+        stage = PerceptualStage(recipe, learnt, held_out, self.device)
+        done = self._loop(stage, recipe.loop, replace(ALONE, device=self.device))
+        stage.ema.swap()
+        stage.net.save(self._file("perceptual", "net"))
+        return done
+
     def coupled(self) -> bool:
         """True shots from noise that knows the choices."""
         recipe = self.recipe.coupled
@@ -182,8 +199,9 @@ class Pipeline:
         if recipe.dim:
             student = widened(student, recipe.dim)
         stage = CoupledStage(
-            recipe, student.train(), self._text(), self._sources(), self._held_out(), self._codec(), self.team
-        )
+            recipe, student.train(), self._text(), self._sources(), self._held_out(), self._codec(), self.team,
+            PerceptualNet.load(self._file("perceptual", "net")) if recipe.perceptual else None,
+        )  # fmt: skip
         done = self._loop(stage, recipe.loop, self.team)
         self._keep(stage.ema, stage.model, self._file("coupled", "dit"))
         return done

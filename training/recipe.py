@@ -20,11 +20,15 @@ from shotstream.training.stages.continuation import ContinuationRecipe
 from shotstream.training.stages.coupled import CoupledRecipe
 from shotstream.training.stages.dmd import DmdRecipe
 from shotstream.training.stages.ode import OdeRecipe
+from shotstream.training.stages.perceptual import PerceptualRecipe
 from shotstream.training.stages.teacher import TeacherRecipe
 from shotstream.training.stages.text import TextRecipe
 from shotstream.training.stages.vae import VAERecipe
 
-STAGES = ("vae", "text", "latents", "teacher", "ode", "intra", "inter", "continuation", "coupled", "decoder", "export")
+STAGES = (
+    "vae", "text", "latents", "teacher", "ode", "intra", "inter", "continuation", "perceptual", "coupled", "decoder",
+    "export",
+)  # fmt: skip
 """In the order in which they need each other."""
 REGRESSIONS = ("ode", "continuation", "coupled")
 """Stages that predict blocks behind a clean history."""
@@ -38,9 +42,10 @@ LEFT_TO_START = ("vae", "text", "teacher", "ode", "intra", "inter")
 @dataclass(frozen=True)
 class Recipe:
     """One model's whole training. ``decoder`` trains the codec's decoder further, behind fixed latents;
-    ``continuation`` and ``coupled`` are last stages of the student, which the reference has not. Without them these
-    stages are left out. ``latents`` are the training stories, ``images`` more of them as single frames, ``held_out``
-    those of the sample sheets.
+    ``continuation`` and ``coupled`` are last stages of the student, which the reference has not; ``perceptual`` makes
+    the network through whose eyes ``coupled`` can compare pictures. Without them these stages are left out.
+    ``latents`` are the training stories, ``images`` more of them as single frames, ``held_out`` those of the sample
+    sheets.
 
     ``source`` is "world" (stories rendered from seeds) or "videos": real clips, which ``shotstream train prepare`` has
     put into the folder ``videos``, with ``codec`` ("default", "random", or a folder of weights) for sample sheets and
@@ -69,6 +74,7 @@ class Recipe:
     intra: DmdRecipe = field(default_factory=DmdRecipe)
     inter: DmdRecipe = field(default_factory=lambda: DmdRecipe(steps=20, batch=4, lora_rank=32, seed=3))
     continuation: ContinuationRecipe | None = None
+    perceptual: PerceptualRecipe | None = None
     coupled: CoupledRecipe | None = None
     render_workers: int = 2
     context_noise: float = 0.0
@@ -77,10 +83,15 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise UserError(f"recipe {self.name}: source is {' or '.join(SOURCES)}, not {self.source!r}")
-        if self.coupled is not None and self.source != "world":
+        if (self.coupled or self.perceptual) is not None and self.source != "world":
             raise UserError(
-                f"recipe {self.name}: stage coupled needs to know what a shot leaves open, and {self.source} do "
-                "not tell; leave coupled out"
+                f"recipe {self.name}: stages perceptual and coupled need to know what a shot shows, and {self.source} "
+                "do not tell; leave both out"
+            )
+        if self.coupled is not None and self.coupled.perceptual and self.perceptual is None:
+            raise UserError(
+                f"recipe {self.name}: coupled compares pictures with a network that stage perceptual makes, and the "
+                "recipe has no such stage; add perceptual: {}, or leave perceptual out of coupled"
             )
         if self.start and self.source != "world":
             raise UserError(

@@ -218,9 +218,11 @@ def test_a_recipe_without_an_offset_or_phases_is_refused(changes: dict[str, obje
         CoupledRecipe(**changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("changes", [{"played": 1.5}, {"steered": -0.1}, {"still": 0.0}, {"huber": -1.0}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"played": 1.5}, {"steered": -0.1}, {"still": 0.0}, {"huber": -1.0}, {"perceptual": -1.0}], ids=str
+)
 def test_shares_beyond_one_and_lengths_below_zero_are_refused(changes: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=r"shares from 0 to 1.* huber is 0 or more"):
+    with pytest.raises(UserError, match=r"shares from 0 to 1.* huber and perceptual are 0 or more"):
         CoupledRecipe(**changes)  # type: ignore[arg-type]
 
 
@@ -253,7 +255,7 @@ def test_only_passes_whose_lengths_stay_are_compiled(monkeypatch: pytest.MonkeyP
 
 
 def test_videos_do_not_tell_what_they_leave_open() -> None:
-    with pytest.raises(UserError, match="leave coupled out"):
+    with pytest.raises(UserError, match="leave both out"):
         Recipe(name="films", source="videos", coupled=CoupledRecipe())
 
 

@@ -23,6 +23,7 @@ from shotstream.training.stages.coupled import CoupledRecipe
 from shotstream.training.stages.dmd import DmdRecipe
 from shotstream.training.stages.ode import OdeRecipe
 from shotstream.training.stages.pairs import sampler_sigmas
+from shotstream.training.stages.perceptual import PerceptualRecipe
 from shotstream.training.stages.teacher import Phase, TeacherRecipe, TeacherStage
 from shotstream.training.stages.text import TextRecipe
 from shotstream.training.stages.trainer import LoopConfig, lr_factor, run_stage
@@ -39,8 +40,9 @@ TEACHER = TeacherRecipe(
     parts_layer=0,
 )
 COUPLED = CoupledRecipe(
-    phases=(Phase(2, 2, 1, 2), Phase(2, 2, 3, 6), Phase(2, 1, 6, 6)), frames=6, warmup=1, precision="float32"
-)
+    phases=(Phase(2, 2, 1, 2), Phase(2, 2, 3, 6), Phase(2, 1, 6, 6)), frames=6, warmup=1, precision="float32",
+    perceptual=1.0,
+)  # fmt: skip
 CONTINUATION = ContinuationRecipe(steps=2, batch=1, frames=6, lr=1e-2, warmup=1, ema=0.5, precision="float32")
 RECIPE = Recipe(
     name="miniature",
@@ -52,6 +54,7 @@ RECIPE = Recipe(
     ode=OdeRecipe(pairs=2, frames=3, substeps=1, pair_batch=2, steps=2, batch=2, precision="float32"),
     intra=DmdRecipe(steps=3, batch=2, frames=3, ratio=2, precision="float32"),
     continuation=CONTINUATION,
+    perceptual=PerceptualRecipe(steps=2, batch=2, width=12, warmup=1),
     coupled=COUPLED,
     inter=DmdRecipe(steps=1, batch=1, frames=3, shots=2, ratio=2, lora_rank=2, precision="float32"),
     render_workers=1,
@@ -110,7 +113,7 @@ def test_a_teacher_starts_from_the_weights_of_another_one(run: Path, tmp_path: P
 
 def test_all_stages_run_in_order_and_leave_weights_that_the_runtime_plays(run: Path) -> None:
     pipeline = Pipeline(RECIPE, run)
-    for stage in ("teacher", "ode", "intra", "inter", "continuation", "coupled", "export"):
+    for stage in ("teacher", "ode", "intra", "inter", "continuation", "perceptual", "coupled", "export"):
         assert pipeline.run(stage), stage
     assert {p.name for p in (run / "weights").glob("*.safetensors")} == {
         "dit.safetensors",
@@ -132,10 +135,11 @@ def test_a_run_goes_on_with_the_shipped_weights_and_with_exported_ones(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = replace(RECIPE, start="default", coupled=replace(COUPLED, phases=(Phase(1, 1, 3, 6),)))
-    assert recipe.stages == ("latents", "continuation", "coupled", "export")
+    assert recipe.stages == ("latents", "continuation", "perceptual", "coupled", "export")
     for part in ("latents", "images", "held_out"):
         (tmp_path / part).symlink_to(run / part)
-    assert Pipeline(replace(recipe, continuation=None), tmp_path).run("coupled")
+    for stage in ("perceptual", "coupled"):
+        assert Pipeline(replace(recipe, continuation=None), tmp_path).run(stage)
     before, after = (load_file(tmp_path / stage / "dit.safetensors") for stage in ("inter", "coupled"))
     assert before.keys() == after.keys()
     assert next(iter(before.values())).dtype == torch.float16, "the shipped file itself"

@@ -26,6 +26,7 @@ from shotstream.runtime.storyline import full_caption
 from shotstream.training.world import is_held_out, paraphrased, render_shot, sample_story
 from shotstream.training.world.choices import choices
 from shotstream.training.world.parts import part_shares
+from shotstream.training.world.story import Story
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +156,10 @@ class LatentStories:
     def __len__(self) -> int:
         return len(self.seeds)
 
+    def story(self, story: int) -> Story:
+        """The story itself."""
+        return _story(self.seeds[story], self.plan.shots)
+
     def shots(self, story: int) -> int:
         """Shots of a story: the plan's."""
         return self.plan.shots
@@ -197,11 +202,11 @@ class LatentStories:
 
     def camera_moves(self, story: int, shot: int) -> bool:
         """Whether the camera pans or pushes in."""
-        return _story(self.seeds[story], self.plan.shots).shots[shot].camera != "static"
+        return self.story(story).shots[shot].camera != "static"
 
     def choices(self, story: int, shot: int, shown: int, seed: int) -> Tensor:
         """What a shot shows and no caption says, the first ``shown`` shots being known; see :mod:`world.choices`."""
-        return torch.from_numpy(choices(_story(self.seeds[story], self.plan.shots), shot, range(shown), seed))
+        return torch.from_numpy(choices(self.story(story), shot, range(shown), seed))
 
     def captions(self, story: int, shots: Sequence[int], wording: int | None) -> list[str]:
         """Full captions of the given shots: canonical when ``wording`` is None, else paraphrased by that seed."""

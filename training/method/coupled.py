@@ -13,6 +13,7 @@ data-dependent couplings", 2023; offset noise, Guttenberg, "Diffusion with offse
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,12 +45,13 @@ def chosen_offset(free_BCPQ: Tensor, choices_BN: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class CoupledLoss:
     """`loss`, and unweighted but for cells of weight 0: `picture`, the squared error of latents, and `motion`, that of
-    each block's change; the `exit_step` of a played input."""
+    each block's change; the `exit_step` of a played input; what was `also` counted."""
 
     loss: Tensor
     picture: Tensor
     motion: Tensor
     exit_step: int | None = None
+    also: Tensor | None = None
 
 
 def coupled_loss(
@@ -65,6 +67,7 @@ def coupled_loss(
     motion_weight: float,
     played: bool,
     huber: float = 0.0,
+    also: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> CoupledLoss:
     """From every block of a true clip at one of the student's noise levels, behind the true blocks before it, predict
     that block; the noise knows the choices. Pure noise is drawn twice as often as any other level.
@@ -74,7 +77,8 @@ def coupled_loss(
     input is what the student itself has made of pure noise, up to a step that is the same for all. huber: above 0 a
     cell's error, but for its change, counts as its length, rounded off below this, and not as its square: where several
     pictures are likely the answer is then one of them rather than their mean (pseudo-Huber metric; Song and Dhariwal,
-    "Improved techniques for training consistency models", 2023).
+    "Improved techniques for training consistency models", 2023). also: another error of what was found, given the truth
+    and the cells' weights, added to the loss.
     Raises ValueError if frames are not whole blocks.
     """
     config = model.config
@@ -107,8 +111,17 @@ def coupled_loss(
     picture = (found - true).square()
     motion = (_change(found, chunk) - _change(true, chunk)).square()
     loss = (_counted(picture, huber) * weight_BF1HW).mean() + motion_weight * (motion * weight_BF1HW).mean()
+    more = also(found, true, weight_BF1HW) if also is not None else None
+    if more is not None:
+        loss = loss + more
     asked = (weight_BF1HW > 0).expand_as(picture)
-    return CoupledLoss(loss, picture.detach()[asked].mean(), motion.detach()[asked].mean(), last)
+    return CoupledLoss(
+        loss,
+        picture.detach()[asked].mean(),
+        motion.detach()[asked].mean(),
+        last,
+        None if more is None else more.detach(),
+    )
 
 
 def _counted(square_BFCHW: Tensor, huber: float) -> Tensor:

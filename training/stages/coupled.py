@@ -22,6 +22,7 @@ from shotstream.training.distributed.accumulate import Part, PartDraws, PartLoss
 from shotstream.training.distributed.flops import Geometry, Pass, Work, step_work
 from shotstream.training.distributed.launch import Team
 from shotstream.training.method.coupled import coupled_loss
+from shotstream.training.method.perceptual import PerceptualNet, perceptual_error
 from shotstream.training.stages.given import Codec, FrozenText, Unread
 from shotstream.training.stages.regression import RegressionRecipe, RegressionStage
 from shotstream.training.stages.teacher import compile_blocks
@@ -59,6 +60,8 @@ class CoupledRecipe(RegressionRecipe):
     ``played`` is the share of steps whose input the student makes itself. ``nominal_steps`` are the student's from here
     on, none: those it has. ``steered`` is the share of shots whose caption comes when another is being shown;
     ``still`` the share that is taken of the shots whose camera stands still. ``huber`` as in `coupled_loss`.
+    ``perceptual`` is the weight of the error as a network sees it that knows the story world (`method.perceptual`; the
+    recipe needs its stage).
     ``dim`` is the width that the student grows to before it begins (`method.widen`), 0 for the one it has.
     """
 
@@ -70,6 +73,7 @@ class CoupledRecipe(RegressionRecipe):
     steered: float = 0.0
     still: float = 1.0
     huber: float = 0.0
+    perceptual: float = 0.0
     nominal_steps: tuple[int, ...] = ()
     dim: int = 0
     first_shot: float = 0.3
@@ -88,10 +92,10 @@ class CoupledRecipe(RegressionRecipe):
         if not self.phases or not 0 < self.offset <= 1:
             raise UserError(f"coupled has at least one phase and an offset above 0 and up to 1, not {self.offset}")
         shares = (self.played, self.steered, self.still)
-        if not (all(0 <= share <= 1 for share in shares) and self.still and self.huber >= 0):
+        if not (all(0 <= share <= 1 for share in shares) and self.still and min(self.huber, self.perceptual) >= 0):
             raise UserError(
-                f"played, steered and still of coupled are shares from 0 to 1, still above 0, not {shares}; huber is 0 "
-                f"or more, not {self.huber}"
+                f"played, steered and still of coupled are shares from 0 to 1, still above 0, not {shares}; huber and "
+                f"perceptual are 0 or more, not {self.huber} and {self.perceptual}"
             )
 
     @property
@@ -114,9 +118,11 @@ class CoupledStage(RegressionStage):
 
     def __init__(
         self, recipe: CoupledRecipe, student: Transformer, text: FrozenText, sources: Sequence[TrainingStories],
-        held_out: TrainingStories, vae: Codec, team: Team | None = None,
+        held_out: TrainingStories, vae: Codec, team: Team | None = None, net: PerceptualNet | None = None,
     ) -> None:  # fmt: skip
-        """Raises UserError for phases whose latents are neither one nor whole chunks of the student's."""
+        """``net`` is needed if the recipe's ``perceptual`` is above 0. Raises UserError for phases whose latents are
+        neither one nor whole chunks of the student's.
+        """
         chunk = student.config.chunk_frames
         for phase in recipe.phases:
             if phase.frames != 1 and (phase.frames < 1 or phase.frames % chunk):
@@ -128,6 +134,7 @@ class CoupledStage(RegressionStage):
         student.config = replace(student.config, noise_offset=recipe.offset, nominal_steps=steps)
         super().__init__(recipe, student, text, held_out, vae, team)
         self.recipe, self.sources = recipe, list(sources)
+        self.net = net.to(self.device) if net is not None else None
         self.unread = [Unread(source) for source in self.sources]
         self.steps = self.schedule.warp(student.config.nominal_steps)
         if recipe.compile:
@@ -158,9 +165,17 @@ class CoupledStage(RegressionStage):
                 self.model, self.schedule, batch.target.to(self.device), self.steps, batch.conditioning(rows),
                 batch.choices.to(self.device), asked * (1 + self.recipe.subject_weight * subjects), draws,
                 motion_weight=self.recipe.motion_weight, played=played, huber=self.recipe.huber,
+                also=self._perceived if self.recipe.perceptual else None,
             )  # fmt: skip
         kind = f"{phase.context}+{phase.frames}{'' if found.exit_step is None else f'_exit{found.exit_step}'}"
-        return PartLoss(found.loss, {f"picture_{kind}": found.picture, f"motion_{kind}": found.motion}, weight)
+        figures = {f"picture_{kind}": found.picture, f"motion_{kind}": found.motion}
+        if found.also is not None:
+            figures[f"perceptual_{kind}"] = found.also / self.recipe.perceptual
+        return PartLoss(found.loss, figures, weight)
+
+    def _perceived(self, found_BFCHW: Tensor, true_BFCHW: Tensor, weight_BF1HW: Tensor) -> Tensor:
+        assert self.net is not None
+        return self.recipe.perceptual * perceptual_error(self.net, found_BFCHW, true_BFCHW, weight_BF1HW)
 
     def work(self, index: int) -> Work:
         phase, config = phase_at(self.recipe.phases, index), self.model.config

@@ -44,3 +44,17 @@ def write_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], path: Path) ->
             sheet.paste(Image.fromarray(frame), (c * width, top + _CAPTION))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+
+
+def write_bars(scores: dict[str, dict[str, float]], path: Path) -> None:
+    """Shares of right answers as bars: one row per question of the first score, one bar per score."""
+    slots = list(next(iter(scores.values())))
+    image = Image.new("RGB", (640, 20 + 34 * len(slots)), "white")
+    draw = ImageDraw.Draw(image)
+    for row, slot in enumerate(slots):
+        draw.text((8, 12 + 34 * row), slot, fill="black")
+        for i, (wording, shares) in enumerate(scores.items()):
+            share, y = shares.get(slot, 0.0), 12 + 34 * row + 14 * i
+            draw.rectangle((120, y, 120 + 380 * share, y + 10), fill=((70, 120, 190), (230, 140, 60))[i % 2])
+            draw.text((510, y - 1), f"{share:.3f} {wording}", fill="black")
+    image.save(path)

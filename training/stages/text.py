@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from shotstream.runtime.storyline import full_caption
 from shotstream.runtime.text.tiny import TinyTextConfig, TinyTextEncoder
 from shotstream.training.stages.optim import build_optimizer, take_step
+from shotstream.training.stages.sheets import write_bars
 from shotstream.training.stages.trainer import Ema, LoopConfig
 from shotstream.training.world import Story, paraphrased, sample_held_out_story, sample_story
 from shotstream.training.world.story import (
@@ -226,19 +227,4 @@ class TextStage:
             scores = {"canonical": self.accuracy(paraphrase=0.0), "free wording": self.accuracy(paraphrase=1.0)}
         finally:
             self.ema.swap()
-        _write_bars(scores, path)
-
-
-def _write_bars(scores: dict[str, dict[str, float]], path: Path) -> None:
-    from PIL import Image, ImageDraw
-
-    slots = list(next(iter(scores.values())))
-    image = Image.new("RGB", (640, 20 + 34 * len(slots)), "white")
-    draw = ImageDraw.Draw(image)
-    for row, slot in enumerate(slots):
-        draw.text((8, 12 + 34 * row), slot, fill="black")
-        for i, (wording, shares) in enumerate(scores.items()):
-            share, y = shares.get(slot, 0.0), 12 + 34 * row + 14 * i
-            draw.rectangle((120, y, 120 + 380 * share, y + 10), fill=((70, 120, 190), (230, 140, 60))[i % 2])
-            draw.text((510, y - 1), f"{share:.3f} {wording}", fill="black")
-    image.save(path)
+        write_bars(scores, path)
