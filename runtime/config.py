@@ -102,5 +102,5 @@ class DiTConfig:
             raise UserError(f"model configuration is incomplete: {error}") from error
 
 
-TINY = DiTConfig(dim=192, heads=3, ffn_dim=768, layers=8, channels=32, text_len=48, text_dim=192, shift=3.0)
+TINY = DiTConfig(dim=256, heads=4, ffn_dim=1024, layers=8, channels=32, text_len=48, text_dim=192, shift=3.0)
 WAN_1_3B = DiTConfig(dim=1536, heads=12, ffn_dim=8960, layers=30)

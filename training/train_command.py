@@ -19,6 +19,7 @@ STAGE_HELP = {
     "intra": "Distil the student behind true history.",
     "inter": "Distil the student behind its own history.",
     "continuation": "Teach the student how a shot goes on, from true clips.",
+    "perceptual": "Train the network through whose eyes coupled compares pictures.",
     "coupled": "Teach the student true shots from noise that knows what captions leave open.",
     "decoder": "Train the codec's decoder further.",
     "export": "Write the weights that the runtime loads.",

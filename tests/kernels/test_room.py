@@ -54,7 +54,7 @@ def test_what_is_measured_are_the_calls_of_a_shot() -> None:
     assert last.flops == 4 * 4680 * 42120 * 1536
     assert (first.queries, first.keys, last.keys, last.capacity) == (4680, 14040, 42120, 42120)
     assert (context.queries, context.keys) == (9360, 9360)
-    assert {width: shape.heads for width, shape in tune.SHAPES.items()} == {128: 12, 64: 3}
+    assert {width: shape.heads for width, shape in tune.SHAPES.items()} == {128: 12, 64: 4}
 
 
 def test_the_runtime_names_no_kernel_and_kernels_lean_on_contracts_only() -> None:

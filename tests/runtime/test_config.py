@@ -14,7 +14,7 @@ from shotstream.runtime.errors import UserError
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 190}, "dim 190 must split into 3 heads"),
+        ({"dim": 190}, "dim 190 must split into 4 heads"),
         ({"patch": (2, 2, 2)}, "must not span several latent frames"),
         ({"context_noise": 1001.0}, "context_noise 1001.0 is a timestep"),
         ({"local_frames": 20}, "local_frames 20 less sink_frames 0 must be a multiple of chunk_frames 3"),
