@@ -187,7 +187,7 @@ class CoupledStage(RegressionStage):
 
 def passes(sample: Geometry, played: float) -> list[Pass]:
     """What a step computes: the history, the regression's pass, and the expected number before it that make its
-    input.
+    input. The network of ``perceptual`` is left out; with `tiny` it adds a twentieth.
     """
     before = played * (len(sample.config.nominal_steps) - 1) / 2
     return [sample.history(), sample.behind(), sample.behind(times=before, trained=False)]
