@@ -32,10 +32,10 @@ def flow(model: Transformer, t: float, frames: int = 6) -> Tensor:
 @torch.no_grad()
 def test_a_wider_student_draws_nearly_the_same() -> None:
     model = Runtime("tiny").parts.transformer
-    wide = widened(model, 256)
+    wide = widened(model, 320)
     sizes = (wide.config.dim, wide.config.heads, wide.config.ffn_dim)
-    assert sizes == (256, 4, 1024)
-    assert wide.config == replace(model.config, dim=256, heads=4, ffn_dim=1024)
+    assert sizes == (320, 5, 1280)
+    assert wide.config == replace(model.config, dim=320, heads=5, ffn_dim=1280)
     for t in NoiseSchedule(model.config.shift).warp(model.config.nominal_steps).tolist():
         before, after = flow(model, t), flow(wide, t)
         assert (after - before).square().mean() < 2e-3 * before.square().mean()
