@@ -185,8 +185,7 @@ class Pipeline:
         )
         stage = PerceptualStage(recipe, learnt, held_out, self.device)
         done = self._loop(stage, recipe.loop, replace(ALONE, device=self.device))
-        stage.ema.swap()
-        stage.net.save(self._file("perceptual", "net"))
+        stage.finished().save(self._file("perceptual", "net"))
         return done
 
     def coupled(self) -> bool:

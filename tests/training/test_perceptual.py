@@ -173,6 +173,7 @@ def test_the_stage_learns_what_latents_show_and_goes_on_where_it_was() -> None:
 def test_equal_clips_are_no_error_apart_and_strangers_about_one() -> None:
     stories, eyes = painted(0, 6), net()
     clips = torch.stack([stories.clip(s, 0, 3) for s in range(6)])
+    eyes.calibrate(clips)
     even = torch.ones(6, 3, 1, 10, 16)
     assert perceptual_error(eyes, clips, clips, even) == 0
     assert 0.3 < perceptual_error(eyes, clips.roll(1, 0), clips, even) < 1.5
@@ -192,6 +193,14 @@ def test_cells_count_by_their_weight_and_the_truth_has_no_gradient() -> None:
     assert twice == pytest.approx(2 * once)
 
 
+def test_an_error_does_not_hang_on_how_a_batch_is_split() -> None:
+    eyes, found, true = net(), torch.randn(4, 3, CHANNELS, 10, 16), torch.randn(4, 3, CHANNELS, 10, 16)
+    eyes.calibrate(true)
+    even = torch.ones(4, 3, 1, 10, 16)
+    halves = [perceptual_error(eyes, found[h], true[h], even[h]).item() for h in (slice(1), slice(1, 4))]
+    assert perceptual_error(eyes, found, true, even).item() == pytest.approx((halves[0] + 3 * halves[1]) / 4, rel=1e-4)
+
+
 def test_a_single_latent_is_compared_too() -> None:
     found, true = torch.randn(2, 1, CHANNELS, 10, 16), torch.randn(2, 1, CHANNELS, 10, 16)
     assert perceptual_error(net(), found, true, torch.ones(2, 1, 1, 10, 16)) > 0
@@ -199,11 +208,13 @@ def test_a_single_latent_is_compared_too() -> None:
 
 def test_weights_come_back_as_they_were_written(tmp_path: Path) -> None:
     eyes, clip = net(), torch.randn(1, 3, CHANNELS, 10, 16)
+    eyes.calibrate(clip)
     eyes.save(tmp_path / "net.safetensors")
     again = PerceptualNet.load(tmp_path / "net.safetensors")
     assert not any(p.requires_grad for p in again.parameters())
     for one, other in zip(eyes.features(clip), again.features(clip), strict=True):
         assert torch.equal(one, other)
+    assert torch.equal(eyes.strangers, again.strangers)
 
 
 def test_weights_that_are_missing_or_something_else_are_refused(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ class PerceptualNet(nn.Module):
         self.parts = nn.Conv2d(width, len(PARTS), 1)
         self.heroes = nn.ModuleDict({look: nn.Conv2d(width, len(v), 1) for look, (v, _) in HERO_LOOKS.items()})
         self.scene = nn.ModuleDict({look: nn.Linear(2 * wide, len(v)) for look, v in SCENE_LOOKS.items()})
+        self.strangers: Tensor
+        self.register_buffer("strangers", torch.ones(4))
 
     def features(self, latents_BFCHW: Tensor) -> list[Tensor]:
         """What the four layers see, ``[B, F, D, h, w]`` each; h and w are those of the latents or their halves."""
@@ -95,6 +97,13 @@ class PerceptualNet(nn.Module):
             {look: head(both) for look, head in self.heroes.items()},
             {look: head(whole) for look, head in self.scene.items()},
         )
+
+    @torch.no_grad()
+    def calibrate(self, latents_BFCHW: Tensor) -> None:
+        """Note by how much the features of clips that have nothing to do with each other differ, layer by layer."""
+        layers = self.features(latents_BFCHW)
+        spread = [(layer - layer.mean((0, 1, 3, 4), keepdim=True)).square().mean() for layer in layers]
+        self.strangers.copy_(2 * torch.stack(spread).clamp(min=1e-6))
 
     def save(self, path: Path) -> None:
         """Write the weights; atomic."""
@@ -122,15 +131,15 @@ class PerceptualNet(nn.Module):
 def perceptual_error(net: PerceptualNet, found_BFCHW: Tensor, true_BFCHW: Tensor, weight_BF1HW: Tensor) -> Tensor:
     """Mean over layers of the squared difference of features, as a share of what strangers differ by.
 
-    Two clips of other stories are about 1 apart, whatever the layer. weight_BF1HW: how much a cell counts.
+    Two clips of other stories are about 1 apart, whatever the layer, once the net is calibrated. weight_BF1HW: how much
+    a cell counts.
     """
     with torch.no_grad():
         wanted = [layer.float() for layer in net.features(true_BFCHW)]
     errors = []
-    for seen, want in zip(net.features(found_BFCHW), wanted, strict=True):
+    for seen, want, strangers in zip(net.features(found_BFCHW), wanted, net.strangers, strict=True):
         weight = weight_BF1HW
         if want.shape[-1] != weight.shape[-1]:
             weight = F.avg_pool2d(weight.flatten(0, 1), 2).unflatten(0, weight.shape[:2])
-        strangers = 2 * (want - want.mean((0, 1, 3, 4), keepdim=True)).square().mean()
-        errors.append(((seen.float() - want).square() * weight).mean() / strangers.clamp(min=1e-6))
+        errors.append(((seen.float() - want).square() * weight).mean() / strangers)
     return torch.stack(errors).mean()

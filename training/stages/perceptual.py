@@ -1,8 +1,8 @@
 """Stage ``perceptual``: a small network learns to say what latents of the story world show, cell by cell.
 
 Stage ``coupled`` then compares what the student draws with the truth through its eyes
-(:mod:`shotstream.training.method.perceptual`). It has nothing in common with the oracle that judges the student: other
-weights, other stories, latents instead of pixels.
+(:mod:`shotstream.training.method.perceptual`). It shares no weights with the oracle that judges the student, and reads
+latents, not pixels.
 """
 
 from __future__ import annotations
@@ -179,6 +179,13 @@ class PerceptualStage:
         for i, look in enumerate(SCENE_LOOKS):
             shares[look] = float((looks.scene[look].argmax(-1) == seen.scene[:, i]).float().mean())
         return shares
+
+    def finished(self) -> PerceptualNet:
+        """The averaged network, calibrated on stories it learnt from."""
+        self.ema.swap()
+        rng = np.random.default_rng([self.recipe.seed, 43])
+        self.net.calibrate(draw_seen(self.stories, _CHECKED, self.recipe.frames, rng).latents.to(self.device))
+        return self.net
 
     def state_dict(self) -> dict[str, Any]:
         return {
