@@ -6,14 +6,18 @@ Only story seeds and latents are stored; captions and paraphrases are drawn agai
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
+from multiprocessing.pool import AsyncResult
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
@@ -34,6 +38,8 @@ _story = lru_cache(maxsize=None)(sample_story)
 
 STORIES_PER_SHARD = 25
 _SINGLES = ("singles", "single_parts")
+
+_Made = dict[str, NDArray[Any]]
 
 
 def training_seeds(first: int, count: int, shots: int) -> Iterator[int]:
@@ -83,9 +89,8 @@ class LatentPlan:
         return list(range(0, self.frames, TIME_FACTOR)) if self.clips else []
 
 
-def _render(job: tuple[int, LatentPlan, int]) -> tuple[np.ndarray, np.ndarray]:
+def _render(plan: LatentPlan, seed: int, shot: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Frames of a shot, the whole clip or only the single ones, and the parts of its clip ends and single frames."""
-    seed, plan, shot = job
     story = sample_story(seed, plan.shots)
     frames = range(plan.frames) if plan.clips else plan.single_frames
     video = render_shot(story, shot, frames, height=plan.height, width=plan.width)
@@ -93,35 +98,60 @@ def _render(job: tuple[int, LatentPlan, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @torch.inference_mode()
+def _encode(vae: TinyVAE, plan: LatentPlan, frames: NDArray[np.uint8], parts: NDArray[np.uint8]) -> _Made:
+    """What a shard holds of a shot, by name; arrays, because tensors would cross processes by shared memory."""
+    device = next(vae.parameters()).device
+    video = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    singles = plan.single_frames if plan.clips else list(range(len(plan.single_frames)))
+    with torch.autocast(device.type, torch.bfloat16):
+        made = {"singles": vae.encode_base(video[singles][:, None])[:, 0].half().cpu().numpy()}
+        if plan.clips:
+            made["clips"] = vae.encode_base(video[None])[0].half().cpu().numpy()
+    ends = len(plan.clip_ends)
+    return made | {"clip_parts": parts[:ends], "single_parts": parts[ends:]}
+
+
+class _Worker:
+    """A shot's frames, or with a codec its latents, which leaves nothing but writing to the first process."""
+
+    vae: TinyVAE | None = None
+
+    @classmethod
+    def start(cls, vae: TinyVAE | None) -> None:
+        torch.set_num_threads(1)  # as many processes as cores: more threads would only wait for each other
+        cls.vae = vae
+
+    @classmethod
+    def make(cls, plan: LatentPlan, seed: int, shot: int) -> Any:
+        rendered = _render(plan, seed, shot)
+        return rendered if cls.vae is None else _encode(cls.vae, plan, *rendered)
+
+
 def make_latents(vae: TinyVAE, plan: LatentPlan, out: Path, workers: int = 1) -> None:
-    """Write the missing shards of ``plan`` into ``out``; existing ones are kept, so a killed run goes on."""
+    """Write the missing shards of ``plan`` into ``out``; existing ones are kept, so a killed run goes on.
+
+    Workers draw the frames and, on a CPU, encode them too; a GPU encodes in this process. No more than two shards are
+    under way, so that memory does not grow with the plan.
+    """
     out.mkdir(parents=True, exist_ok=True)
     seeds = list(training_seeds(plan.first_seed, plan.stories, plan.shots))
-    singles = plan.single_frames if plan.clips else list(range(len(plan.single_frames)))
     groups = [seeds[i : i + STORIES_PER_SHARD] for i in range(0, len(seeds), STORIES_PER_SHARD)]
     missing = [(i, g) for i, g in enumerate(groups) if not (out / f"shard_{i:05d}.safetensors").exists()]
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    device = next(vae.parameters()).device.type
-    with get_context("spawn").Pool(workers) as pool:
-        jobs = [(seed, plan, shot) for _, group in missing for seed in group for shot in range(plan.shots)]
-        rendered = pool.imap(_render, jobs, chunksize=4)
-        for index, group in missing:
-            shard: dict[str, list[Tensor]] = {}
-            for _ in range(len(group) * plan.shots):
-                frames, parts = next(rendered)
-                video = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-                with torch.autocast(device, torch.bfloat16):
-                    made = {"singles": vae.encode_base(video[singles][:, None])[:, 0].half()}
-                    if plan.clips:
-                        made["clips"] = vae.encode_base(video[None])[0].half()
-                ends = len(plan.clip_ends)
-                made |= {"clip_parts": torch.from_numpy(parts[:ends]), "single_parts": torch.from_numpy(parts[ends:])}
-                for name, tensor in made.items():
-                    shard.setdefault(name, []).append(tensor)
+    lent = vae if next(vae.parameters()).device.type == "cpu" else None
+    with get_context("spawn").Pool(workers, _Worker.start, (lent,)) as pool:
+        waiting: deque[AsyncResult[list[Any]]] = deque()
+        for position, (index, group) in enumerate(missing):
+            for _, ahead in missing[position + len(waiting) : position + 2]:
+                jobs = [(plan, seed, shot) for seed in ahead for shot in range(plan.shots)]
+                waiting.append(pool.starmap_async(_Worker.make, jobs, chunksize=5))
+            shots = waiting.popleft().get()
+            made: list[_Made] = shots if lent is not None else [_encode(vae, plan, *shot) for shot in shots]
             shape = (len(group), plan.shots)
+            stacked = {name: torch.from_numpy(np.stack([shot[name] for shot in made])) for name in made[0]}
+            shard = {name: tensor.unflatten(0, shape).contiguous() for name, tensor in stacked.items()}
             path = out / f"shard_{index:05d}.safetensors"
-            stacked = {name: torch.stack(rows).unflatten(0, shape).contiguous() for name, rows in shard.items()}
-            write_safetensors(path, {"seeds": torch.tensor(group), **stacked}, {})
+            write_safetensors(path, {"seeds": torch.tensor(group), **shard}, {})
             log.info("shard %d of %d written", index + 1, len(groups))
 
 
