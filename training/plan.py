@@ -105,6 +105,7 @@ def _kinds(stage: str, recipe: Recipe, per_frame: int) -> Sequence[tuple[str, in
         sample = Geometry(config, per_frame, config.context_frames, recipe.continuation.frames)
         return [("regression", recipe.continuation.batch, sample, continuation_passes(sample))]
     if stage == "coupled" and recipe.coupled is not None:
+        recipe.coupled.check_chunks(config.chunk_frames)
         kinds = []
         for phase in recipe.coupled.phases:
             sample = Geometry(config, per_frame, min(phase.context, config.context_frames), phase.frames)

@@ -17,6 +17,7 @@ from shotstream.runtime.model.attention import matmul_softmax, sdpa
 from shotstream.runtime.model.schedule import NoiseSchedule
 from shotstream.runtime.model.transformer import Transformer
 from shotstream.training.data.prepared import DatasetInfo, claim
+from shotstream.training.data.teacher_data import Phase
 from shotstream.training.distributed.flops import Geometry, Pass, caption_flop, pass_flop, step_work
 from shotstream.training.distributed.launch import ALONE, Team
 from shotstream.training.distributed.memory import (
@@ -142,6 +143,11 @@ def test_a_plan_says_how_a_batch_is_made_up() -> None:
     assert all(line.startswith("# ") for line in told.splitlines())
     with pytest.raises(UserError, match="does not split evenly over 7"):
         explain_plans(load_recipe("wan-1.3b"), ("teacher",), Team(size=7))
+    tiny = load_recipe("tiny")
+    assert tiny.coupled is not None
+    broken = replace(tiny, coupled=replace(tiny.coupled, phases=(Phase(1, 1, 4, 6),)))
+    with pytest.raises(UserError, match="has frames: 4, and the student makes 3 at a time"):
+        explain_plans(broken, ("coupled",), ALONE)
 
 
 def test_what_cannot_fit_is_refused_before_it_starts() -> None:

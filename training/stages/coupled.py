@@ -98,6 +98,15 @@ class CoupledRecipe(RegressionRecipe):
                 f"perceptual are 0 or more, not {self.huber} and {self.perceptual}"
             )
 
+    def check_chunks(self, chunk: int) -> None:
+        """Raises UserError for phases whose latents are neither one nor whole chunks of ``chunk``."""
+        for phase in self.phases:
+            if phase.frames != 1 and (phase.frames < 1 or phase.frames % chunk):
+                raise UserError(
+                    f"a phase of coupled has frames: {phase.frames}, and the student makes {chunk} at a time; use 1 "
+                    f"or a multiple of {chunk}"
+                )
+
     @property
     def drawing(self) -> Drawing:
         """How samples are drawn."""
@@ -120,16 +129,8 @@ class CoupledStage(RegressionStage):
         self, recipe: CoupledRecipe, student: Transformer, text: FrozenText, sources: Sequence[TrainingStories],
         held_out: TrainingStories, vae: Codec, team: Team | None = None, net: PerceptualNet | None = None,
     ) -> None:  # fmt: skip
-        """``net`` is needed if the recipe's ``perceptual`` is above 0. Raises UserError for phases whose latents are
-        neither one nor whole chunks of the student's.
-        """
-        chunk = student.config.chunk_frames
-        for phase in recipe.phases:
-            if phase.frames != 1 and (phase.frames < 1 or phase.frames % chunk):
-                raise UserError(
-                    f"a phase of coupled has frames: {phase.frames}, and the student makes {chunk} at a time; use 1 "
-                    f"or a multiple of {chunk}"
-                )
+        """``net`` is needed if the recipe's ``perceptual`` is above 0. Raises as ``check_chunks`` does."""
+        recipe.check_chunks(student.config.chunk_frames)
         steps = recipe.nominal_steps or student.config.nominal_steps
         student.config = replace(student.config, noise_offset=recipe.offset, nominal_steps=steps)
         super().__init__(recipe, student, text, held_out, vae, team)
