@@ -10,9 +10,12 @@ With several processes the stages that train the transformer are shared; the oth
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +126,16 @@ class Pipeline:
 
     def latents(self) -> bool:
         """Encode the training and the held-out stories."""
-        vae = self._vae()
-        make_latents(vae, self.recipe.held_out, self.out / "held_out", self.recipe.render_workers)
-        make_latents(vae, self.recipe.latents, self.out / "latents", self.recipe.render_workers)
-        if self.recipe.images is not None:
-            make_latents(vae, self.recipe.images, self.out / "images", self.recipe.render_workers)
+        vae, recipe = self._vae(), self.recipe
+        deadline = math.inf if self.minutes is None else time.monotonic() + 60 * self.minutes
+        for name, plan in (("held_out", recipe.held_out), ("latents", recipe.latents), ("images", recipe.images)):
+            tell = partial(self._tell_shards, name)
+            if plan and not make_latents(vae, plan, self.out / name, recipe.render_workers, deadline, tell):
+                return False
         return True
+
+    def _tell_shards(self, name: str, done: int, total: int) -> None:
+        self.progress(name, done, total, {})
 
     def teacher(self) -> bool:
         """Train the bidirectional next-shot model."""

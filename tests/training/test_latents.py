@@ -12,6 +12,8 @@ import torch
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
 from shotstream.training.data import latents
 from shotstream.training.data.latents import LatentPlan, LatentStories, make_latents
+from shotstream.training.pipeline import Pipeline
+from shotstream.training.recipe import Recipe
 from shotstream.training.world import render_shot, sample_story
 
 PLANS = {
@@ -65,6 +67,32 @@ def test_missing_shards_are_made_two_at_a_time_and_others_stay(
     make_latents(vae, plan, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
     assert (pools[1].asked, pools[1].most) == (2, 2), "what was there is not made again"
+
+
+def test_slices_by_the_clock_end_with_a_shard_and_say_how_far_they_came(
+    vae: TinyVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latents, "STORIES_PER_SHARD", 1)
+    plan = LatentPlan(stories=3, shots=2, frames=5)
+    told: list[tuple[int, int]] = []
+    slices = [
+        make_latents(vae, plan, tmp_path, deadline=0.0, progress=lambda done, total: told.append((done, total)))
+        for _ in range(4)
+    ]
+    assert slices == [False, False, True, True]
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_run_makes_its_latents_in_slices(vae: TinyVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents, "STORIES_PER_SHARD", 1)
+    (tmp_path / "vae").mkdir()
+    vae.save(tmp_path / "vae" / "vae.safetensors")
+    held_out, stories = (LatentPlan(stories=n, shots=2, frames=5, first_seed=100 * n) for n in (1, 2))
+    recipe = Recipe(name="small", held_out=held_out, latents=stories, images=None, render_workers=1)
+    told: list[tuple[str, int, int]] = []
+    run = Pipeline(recipe, tmp_path, minutes=0.0, progress=lambda *shown: told.append(shown[:3]))
+    assert [run.latents(), run.latents()] == [False, True]
+    assert told == [("held_out", 1, 1), ("latents", 1, 2), ("latents", 2, 2)]
 
 
 class _CountingPool:

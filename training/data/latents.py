@@ -5,9 +5,10 @@ Only story seeds and latents are stored; captions and paraphrases are drawn agai
 
 from __future__ import annotations
 
-import logging
+import math
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -31,8 +32,6 @@ from shotstream.training.world import is_held_out, paraphrased, render_shot, sam
 from shotstream.training.world.choices import choices
 from shotstream.training.world.parts import part_shares
 from shotstream.training.world.story import Story
-
-log = logging.getLogger(__name__)
 
 _story = lru_cache(maxsize=None)(sample_story)
 
@@ -127,8 +126,14 @@ class _Worker:
         return rendered if cls.vae is None else _encode(cls.vae, plan, *rendered)
 
 
-def make_latents(vae: TinyVAE, plan: LatentPlan, out: Path, workers: int = 1) -> None:
+def make_latents(
+    vae: TinyVAE, plan: LatentPlan, out: Path, workers: int = 1, deadline: float = math.inf,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> bool:  # fmt: skip
     """Write the missing shards of ``plan`` into ``out``; existing ones are kept, so a killed run goes on.
+
+    Ends with the first shard written after ``deadline``, in seconds of `time.monotonic`; returns whether all are there.
+    ``progress`` is told the shards that are there, and all, after each one.
 
     Workers draw the frames and, on a CPU, encode them too; a GPU encodes in this process. No more than two shards are
     under way, so that memory does not grow with the plan.
@@ -152,7 +157,10 @@ def make_latents(vae: TinyVAE, plan: LatentPlan, out: Path, workers: int = 1) ->
             shard = {name: tensor.unflatten(0, shape).contiguous() for name, tensor in stacked.items()}
             path = out / f"shard_{index:05d}.safetensors"
             write_safetensors(path, {"seeds": torch.tensor(group), **shard}, {})
-            log.info("shard %d of %d written", index + 1, len(groups))
+            progress(index + 1, len(groups))
+            if time.monotonic() >= deadline:
+                return position + 1 == len(missing)
+    return True
 
 
 class LatentStories:
