@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shotstream.runtime.decoders.tiny_vae import TinyVAE
+from shotstream.runtime.errors import UserError
 from shotstream.training.data import latents
 from shotstream.training.data.latents import LatentPlan, LatentStories, make_latents
 from shotstream.training.pipeline import Pipeline
@@ -93,6 +94,13 @@ def test_a_run_makes_its_latents_in_slices(vae: TinyVAE, tmp_path: Path, monkeyp
     run = Pipeline(recipe, tmp_path, minutes=0.0, progress=lambda *shown: told.append(shown[:3]))
     assert [run.latents(), run.latents()] == [False, True]
     assert told == [("held_out", 1, 1), ("latents", 1, 2), ("latents", 2, 2)]
+
+
+@pytest.mark.parametrize("wrong", [{"stories": 0}, {"shots": 1}, {"frames": 0}], ids=str)
+def test_a_plan_of_nothing_to_remember_is_refused(wrong: dict[str, int]) -> None:
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(UserError, match=f"two shots or more .*{name}: {value}"):
+        LatentPlan(**({"stories": 2} | wrong))
 
 
 class _CountingPool:

@@ -66,6 +66,7 @@ class LatentPlan:
 
     Of every shot the whole clip (unless ``clips`` is false) and single frames, each encoded alone: those at
     ``positions``, by default every frame that the choice of context frames can name.
+    Raises UserError for fewer than one story, two shots or one frame.
     """
 
     stories: int
@@ -76,6 +77,13 @@ class LatentPlan:
     width: int = 128
     clips: bool = True
     positions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if min(self.stories, self.frames) < 1 or self.shots < 2:
+            raise UserError(
+                "latents are of one story or more, of two shots or more (a shot remembers those before it), of one "
+                f"frame or more, not stories: {self.stories}, shots: {self.shots}, frames: {self.frames}"
+            )
 
     @property
     def single_frames(self) -> list[int]:
